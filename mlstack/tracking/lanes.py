@@ -178,7 +178,9 @@ def flat(d, prefix=''):
         else: out[k] = v
     return out
 
-# %% ../../nbs/tracking/01_lanes.ipynb #92a4f9e8
+# %% ../../nbs/tracking/01_lanes.ipynb #85550095
+def _on_device(v): return getattr(getattr(v,'device',None), 'type', 'cpu') != 'cpu'
+
 class Lines:
     "A file of JSON lines with one writer; each line is one `write`, so a kill leaves it whole or absent."
     def __init__(self, path):
@@ -198,13 +200,14 @@ class Lines:
         if self.fd is not None: os.close(self.fd)
         self.fd = None
 
-# %% ../../nbs/tracking/01_lanes.ipynb #09a7fbf8
+# %% ../../nbs/tracking/01_lanes.ipynb #c4b3b029
 class Writer:
     "Appends rows of one thread to lanes and JSON lines in `folder`; file names start with `stem`."
     def __init__(self, folder, stem=None, info=None):
         self.folder,self.stem = Path(folder),stem or new_id()
         self.info = dict(version=1, writer=self.stem, pid=os.getpid(), **(info or {}))
         self.lanes,self.floats,self.ints,self.lines,self.others = {},{},{},None,{}
+        self.defer = None # takes rows with values that are still on a device
 
     def put(self, step, metrics):
         "Append one row. The path of a row of floats is all here, because a call costs as much as a record."
@@ -225,6 +228,7 @@ class Writer:
             for k in ints:
                 if not -_exact <= metrics[k] <= _exact: break
             else: return self._append(tuple(metrics), step, metrics.values(), at)
+        if self.defer is not None and any(_on_device(v) for v in flat(metrics).values()): return self.defer(step, metrics, at)
         row = {k if type(k) is str else str(k): plain(v) for k,v in flat(metrics).items()}
         numbers = {k:v for k,v in row.items() if type(v) is float or type(v) is int and -_exact<=v<=_exact}
         if shape is not None and len(numbers)==len(metrics) and all(type(k) is str for k in metrics): self._remember(shape, metrics)
@@ -264,8 +268,10 @@ class Writer:
     def last(self):
         "The newest value of every key with its time: key -> (time, value)."
         out = dict(self.others)
-        for lane in self.lanes.values():
-            if (row := lane.last()) is None: continue
+        for lane in list(self.lanes.values()):
+            try: row = lane.last()
+            except ValueError: row = lane.last() # the thread that writes it was just mapping it anew
+            if row is None: continue
             for k,v in zip(lane.keys, row[1]):
                 if k not in out or out[k][0]<=row[2]: out[k] = row[2],v
         return out
