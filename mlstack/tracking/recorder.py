@@ -364,7 +364,7 @@ def _folder_name(value, what):
         raise MlstackError(f'{value!r} cannot be a {what}: it names a folder', f'init({what}=)', 'leave out "/" and "\\", a leading dot, and more than 200 bytes')
     return value
 
-# %% ../../nbs/tracking/02_recorder.ipynb #708d4cf8
+# %% ../../nbs/tracking/02_recorder.ipynb #0ffefcf5
 _open,_current,_published = {},[],{} # runs open in this process by folder; in order of opening; the context before each
 
 def _make(path, meta):
@@ -401,14 +401,14 @@ def init(
 ) -> Run:
     "Open a run: the one this process was told by its context, else a new one."
     _ignored(ignored)
-    ctx = context()
-    told = ctx.run if ctx.run not in _published else ''
+    ctx,in_block = context(),core._scope.get(None) is not None
+    told = ctx.run if in_block or ctx.run not in _published else '' # not what we put there ourselves
     id = id or told
     if not id and _current:
         if reinit in ('return_previous',False): return _current[-1]
         if reinit!='create_new': _current[-1].finish()
     ctx = context()
-    ctx = _published.get(ctx.run, ctx)
+    if not in_block: ctx = _published.get(ctx.run, ctx)
     here = settings(runs=dir)
     runs,project = here.runs,_folder_name((ctx.project if told else '') or project or ctx.project or here.project, 'project')
     if resume is True and not id: raise MlstackError('which run is to be resumed', 'init(resume=True)', 'add id=; track.runs() lists them')
