@@ -53,7 +53,7 @@ def show(v):
     text = str(v)
     return text if len(text)<=60 else text[:57]+'…'
 
-# %% ../../nbs/tracking/02a_tables.ipynb #a1931d31
+# %% ../../nbs/tracking/02a_tables.ipynb #cc968690
 class Table:
     "Rows under a header, for a terminal, a notebook, and as `.df`."
     def __init__(self, header, rows, title='', note='', most=40):
@@ -76,13 +76,14 @@ class Table:
 
     def __rich__(self):
         from rich.box import SIMPLE_HEAD
+        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
-        t = RichTable(title=Text(self.title) if self.title else None, caption=Text(self._more()) if self._more() else None,
-            box=SIMPLE_HEAD, title_justify='left', caption_justify='left', pad_edge=False, title_style='bold')
+        t = RichTable(title=Text(self.title) if self.title else None, box=SIMPLE_HEAD,
+            title_justify='left', pad_edge=False, title_style='bold')
         for i,h in enumerate(self.header): t.add_column(Text(h), justify='right' if self._right(i) else 'left', no_wrap=True, overflow='ellipsis')
         for r in self.rows[:self.most]: t.add_row(*(Text(str(c), style='cyan') if isinstance(c,Spark) else Text(show(c), style=_styles.get(c,'') if isinstance(c,str) else '') for c in r))
-        return t
+        return Group(t, Text(self._more(), style='dim')) if self._more() else t
 
     def __repr__(self):
         import os
@@ -92,7 +93,7 @@ class Table:
         width = get_terminal_size((120,40)).columns if os.isatty(1) else 120
         console = Console(file=StringIO(), width=max(width,60), color_system=None, force_jupyter=False)
         console.print(self)
-        return '\n'.join(o.rstrip() for o in console.file.getvalue().splitlines())
+        return '\n'.join(o.rstrip() for o in console.file.getvalue().strip('\n').splitlines())
 
     def _repr_html_(self):
         cell = 'padding:.15em .8em .15em 0;border:0;white-space:nowrap;text-align:'
