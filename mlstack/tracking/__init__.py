@@ -10,10 +10,10 @@ __all__ = []
 # %% ../../nbs/tracking/00_tracking.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/tracking/00_tracking.ipynb #30307136
+# %% ../../nbs/tracking/00_tracking.ipynb #8073cf66
 _where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', finish='.recorder', Run='.recorder',
     runs='.query', Runs='.query', Record='.query', ui='.page')
-__all__ = [*_where, 'run']
+__all__ = list(_where)+['run']
 _load,__dir__ = lazy(__name__, _where)
 
 def __getattr__(name):
