@@ -206,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
         ask = json.loads(self.rfile.read(n))
         self._send(curves_answer(self.server.board, **ask), 'application/octet-stream')
 
-# %% ../../nbs/tracking/05_page.ipynb #d46d56ac
+# %% ../../nbs/tracking/05_page.ipynb #133cd485
 class Page:
     "A running server: its `url`, and `close()`."
     def __init__(self, server): self.server,self.url = server,f'http://127.0.0.1:{server.server_address[1]}/'
@@ -218,7 +218,7 @@ class Page:
 
 def _bind(port):
     "A server on `port` or, if that is taken, on the next free one."
-    for p in range(port, port+50) if port else (0,):
+    for p in range(port, min(port+50,65536)) if port else (0,):
         try: return ThreadingHTTPServer(('127.0.0.1',p), _Handler)
         except OSError as e: last = e
     raise MlstackError(f'no port is free: {last.strerror}', f'{port} to {port+49}', 'pass another port=')
