@@ -403,14 +403,14 @@ class Pool:
                 task.reason = reason
                 task.worker.send('stop', reason)
 
-# %% ../nbs/01_workers.ipynb #8d20c6ca
+# %% ../nbs/01_workers.ipynb #1e962813
 from fastcore.basics import patch
 
 @patch
 def _pump(self:Pool):
     while True:
         with self._lock: ws = list(self._workers)
-        if self._closing and not ws: return
+        if self._closing and not ws: break
         for ready in wait([*(w.conn for w in ws if not w.conn.closed),*(w.status for w in ws),self._r], 1.):
             if ready == self._r: os.read(self._r, 4096); continue
             w = next((w for w in ws if ready in (w.conn,w.status)), None)
@@ -445,6 +445,7 @@ def _read(self:Pool, w) -> bool: # whether there may be more
 @patch
 def _lost(self:Pool, w, code):
     with self._lock: self._workers.remove(w)
+    if code is None: w.kill() # the server is gone and cannot end what the worker started
     w.close()
     if w.task:
         w.task.error = e = _died(w.index, code)
@@ -456,7 +457,7 @@ def _lost(self:Pool, w, code):
         elif not self._workers:
             for t in [*self._waiting]: self._stop(t, 'the pool has no process left')
 
-# %% ../nbs/01_workers.ipynb #1b09cda3
+# %% ../nbs/01_workers.ipynb #cecc3525
 @patch
 def events(self:Pool,
     timeout=None # seconds without an event after which to return; None: wait
@@ -496,6 +497,9 @@ def close(self:Pool,
         for w in ws: w.kill()
         self._gone(time.monotonic()+5)
         os.write(self._w, b'.')
+        self._thread.join(5)
+        if not self._thread.is_alive():
+            for fd in (self._r,self._w): os.close(fd)
 
 @patch
 def _gone(self:Pool, end):
