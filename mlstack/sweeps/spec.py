@@ -148,12 +148,11 @@ def key_of(v) -> str: # equal for equal points
     "The identity of a value in a search space: 1 equals 1.0, but neither True nor '1'."
     return json.dumps(_whole(v), sort_keys=True)
 
-# %% ../../nbs/sweeps/01_spec.ipynb #352427e3
+# %% ../../nbs/sweeps/01_spec.ipynb #42ae9ed0
 def _check_keys(d, dist, where, at):
     allowed = distributions[dist]
     for k in d:
         if k in allowed or k=='distribution': continue
-        if k not in _param_keys: raise SpecError(f'unknown key {k!r}', at(k), f'{nearest(k,(*allowed,"distribution"))}{dist} takes {", ".join(allowed)}')
         extra = ', or remove `distribution: categorical` so that probabilities count' if dist=='categorical' and k=='probabilities' else ''
         raise SpecError(f'{k!r} does not belong to {dist}', at(k), f'{dist} takes {", ".join(allowed)}{extra}')
     for k,v in allowed.items():
@@ -184,7 +183,7 @@ def _check_shape(p, dist, at):
     if exponent>700: raise SpecError(f'exp({exponent:g}) is more than a number can hold', at('max' if top else 'min' if 'min' in p else 'mu'),
         f'{dist} takes natural logarithms' + ('; for plain values write `distribution: log_uniform_values`' if 'uniform' in dist else ''))
 
-# %% ../../nbs/sweeps/01_spec.ipynb #3a6432a1
+# %% ../../nbs/sweeps/01_spec.ipynb #236b36c3
 def param(
     d:dict,       # the parameter as in the file
     where='parameter', # how errors name it
@@ -197,7 +196,9 @@ def param(
     if not isinstance(d,dict):
         raise SpecError('a parameter is a mapping', where, f'write `values: {json.dumps(d,default=str)}`' if isinstance(d,(list,tuple)) else f'write `value: {d}` for a constant')
     dist = d.get('distribution')
-    if dist is None: dist = _infer(d, where) if d.keys()<=set(_param_keys) else next((n for n in distributions if d.keys()&distributions[n].keys()), 'uniform')
+    for k in d:
+        if k not in _param_keys: raise SpecError(f'unknown key {k!r}', at(k), f'{nearest(k,_param_keys)}a parameter takes {", ".join(_param_keys)}')
+    if dist is None: dist = _infer(d, where)
     if dist not in distributions: raise SpecError(f'unknown distribution {dist!r}', at('distribution'), f'{nearest(dist,distributions)}known: {", ".join(distributions)}')
     _check_keys(d, dist, where, at)
     p = Param(distribution=dist)
