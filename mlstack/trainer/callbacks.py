@@ -197,7 +197,7 @@ class EarlyStopping(Callback):
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #0458af9b
+# %% ../../nbs/trainer/03_callbacks.ipynb #e05c52f7
 def _notebook():
     ip = sys.modules.get('IPython')
     return ip is not None and type(ip.get_ipython()).__name__=='ZMQInteractiveShell'
@@ -209,13 +209,14 @@ class Progress(Callback):
     def __init__(self,
         every:float=.25,  # seconds between two drawings
         quiet:float=30.,  # the same where output is no terminal
-        out=None          # the stream; default: stderr or the notebook
+        out=None          # a stream; default: notebook, stderr or stdout
     ): self.every,self.quiet,self.out = every,quiet,out
 
     def before_fit(self, t):
         self.t,self.began,self.first = t,time.monotonic(),t.step
         self.stream = self.out or sys.stderr
         self.mode = 'notebook' if self.out is None and _notebook() else 'bar' if self.stream.isatty() else 'line'
+        if self.mode=='line': self.stream = self.out or sys.stdout
         self.display,self.done = None,threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True, name='mlstack-progress')
         self.thread.start()
