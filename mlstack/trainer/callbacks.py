@@ -97,7 +97,7 @@ class History:
         ax.set(xlabel='step', ylabel='loss'); ax.legend(frameon=False)
         return ax
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #bb71b079
+# %% ../../nbs/trainer/03_callbacks.ipynb #5169014a
 class NonFiniteLoss(MlstackError, ArithmeticError):
     "The loss became nan or infinite."
 
@@ -115,10 +115,17 @@ class Recorder(Callback):
         run=None,       # anything with `.log(metrics, step=)`
         every:int=16,   # steps between two copies
         parallel=None   # averages the values over ranks
-    ): self.history,self.run,self.every,self.parallel,self.pending,self.flying = history,run,every,parallel,[],None
+    ):
+        self.history,self.run,self.every,self.parallel,self.pending,self.flying = history,run,every,parallel,[],None
 
-    def before_fit(self, t): self.pending,self.flying = [],None
-    def before_epoch(self, t): self.sum,self.n = getattr(self,'carried',None) or (0.,0); self.carried = None
+        self.sums,self.n,self.carry = {},0,False
+
+    def start(self, carry=False):
+        "A fit begins; `carry` when it goes on in the middle of an epoch, whose sums then go on too."
+        self.pending,self.flying,self.carry = [],None,carry
+    def before_epoch(self, t):
+        if not self.carry: self.sums,self.n = {},0
+        self.carry = False
     def after_step(self, t):
         self.pending.append((t.step,t.values))
         if not t.step%self.every: self.send(t.device)
@@ -150,9 +157,9 @@ class Recorder(Callback):
         rows = [dict(zip(names,r)) for r in table.tolist()]
         for step,row in zip(steps,rows):
             self.history.add_step(step, row)
-            if 'loss' in row:
-                self.sum += row['loss']; self.n += 1
-                if not math.isfinite(row['loss']): raise NonFiniteLoss(f'the loss is {row["loss"]}', f'step {step}', 'lower lr, clip the gradients with clip=1.0, or look for a division or logarithm of 0 in the loss')
+            self.n += 1
+            for k,v in row.items(): self.sums[k] = self.sums.get(k,0.) + v
+            if not math.isfinite(row.get('loss',0.)): raise NonFiniteLoss(f'the loss is {row["loss"]}', f'step {step}', 'lower lr, clip the gradients with clip=1.0, or look for a division or logarithm of 0 in the loss')
         if self.run is not None: self._log(steps, rows)
 
     def _log(self, steps, rows):
@@ -161,15 +168,18 @@ class Recorder(Callback):
         for step,row in zip(steps,rows):
             try: self.run.log(row, step=step)
             except StopTraining as e: stop = e
-        if stop: raise stop
+        if stop and (self.parallel is None or self.parallel.world_size==1): raise stop # several ranks stop together, see the loop
+    def log(self, row, step): self._log([step], [row])
 
     def close(self, device):
         "Everything that was measured is in the history when this returns."
         self.send(device); self.settle()
 
-    def mean_loss(self): return self.sum/self.n if self.n else None
-    def state_dict(self): return dict(sum=self.sum, n=self.n)
-    def load_state_dict(self, s): self.carried = (s['sum'],s['n']) if s['n'] else None
+    def means(self) -> dict:
+        "The mean of every value since the epoch began."
+        return {k: v/self.n for k,v in self.sums.items()}
+    def state_dict(self): return dict(sums=dict(self.sums), n=self.n)
+    def load_state_dict(self, s): self.sums,self.n = dict(s['sums']),s['n']
 
 # %% ../../nbs/trainer/03_callbacks.ipynb #dbaa0194
 _lower = 'loss','err','wer','cer','ppl','perplexity','mse','mae','rmse'

@@ -91,7 +91,7 @@ def read_checkpoint(path, device='cpu') -> dict: # file stem -> what was saved; 
     manifest = verify(path)
     return dict(manifest=manifest) | {name[:-3]: torch.load(path/name, map_location=device, weights_only=True) for name in manifest['files'] if name.endswith('.pt')}
 
-# %% ../../nbs/trainer/04_checkpoints.ipynb #363d6e16
+# %% ../../nbs/trainer/04_checkpoints.ipynb #a2ef4d4b
 class Checkpoints:
     "A folder of checkpoints, one for each saved step."
     def __init__(self,
@@ -105,7 +105,8 @@ class Checkpoints:
 
     def steps(self) -> list: # newest first
         "The steps that have a checkpoint."
-        return sorted((int(m[1]) for p in (self.folder.iterdir() if self.folder.is_dir() else ()) if (m := re.fullmatch(r'step-(\d+)', p.name))), reverse=True)
+        names = (p.name for p in (self.folder.iterdir() if self.folder.is_dir() else ()))
+        return sorted({int(m[1]) for n in names if (m := re.fullmatch(r'\.?step-(\d+)(\.old)?', n))}, reverse=True)
     def path(self, step) -> Path: return self.folder/f'step-{step:09d}'
 
     def save(self, step, parts, note=None, parallel=None) -> Path:
@@ -119,8 +120,8 @@ class Checkpoints:
         for step in [s for s in self.steps() if s<=newest][self.keep:]:
             gone = self.folder/f'.step-{step:09d}.tmp'
             shutil.rmtree(gone, ignore_errors=True)
-            os.replace(self.path(step), gone) # half deleted, it must not look like a damaged one
-        for left in self.folder.glob('.step-*.tmp'): shutil.rmtree(left, ignore_errors=True)
+            if self.path(step).exists(): os.replace(self.path(step), gone) # half deleted, it must not look like a damaged one
+        for left in (*self.folder.glob('.step-*.tmp'), *self.folder.glob('.step-*.old')): shutil.rmtree(left, ignore_errors=True)
 
     def latest(self, device='cpu'):
         "The newest checkpoint that is whole, as (path, parts); damaged ones are named in a warning. None if there is none."

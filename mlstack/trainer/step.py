@@ -112,12 +112,13 @@ def checked(forward):
         return loss,values
     return first
 
-# %% ../../nbs/trainer/02_step.ipynb #5efeee65
+# %% ../../nbs/trainer/02_step.ipynb #e7892713
 def choose_precision(device, want='auto'):
     "The format's name and the reason, as the hardware chapter sees it."
     names = 'auto','fp32','tf32','bf16','fp16'
     if want not in names: raise StepError(f'precision {want!r} is not known', 'Trainer', f'choose from {", ".join(names)}' + (' (fp8 is not built yet)' if want=='fp8' else ''))
-    from mlstack.hardware import precision
+    try: from mlstack.hardware import precision
+    except ImportError: return ('fp32' if want=='auto' else want),''
     p = precision(device, want)
     name,reason = p if isinstance(p,tuple) else (str(p),getattr(p,'reason',''))
     return name,reason
