@@ -181,7 +181,7 @@ class Recorder(Callback):
     def state_dict(self): return dict(sums=dict(self.sums), n=self.n)
     def load_state_dict(self, s): self.sums,self.n = dict(s['sums']),s['n']
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #dbaa0194
+# %% ../../nbs/trainer/03_callbacks.ipynb #2eff8620
 _lower = 'loss','err','wer','cer','ppl','perplexity','mse','mae','rmse'
 
 def direction(name, mode='auto'):
@@ -203,7 +203,7 @@ class EarlyStopping(Callback):
         val = self.sign*row[self.monitor]
         if self.best is None or val > self.best+self.min_delta: self.best,self.bad = val,0
         else: self.bad += 1
-        if self.bad>=self.patience: raise StopTraining(f'{self.monitor} has not improved for {self.bad} epochs')
+        if self.bad>=self.patience: raise StopTraining(f'{self.monitor} has not improved for {self.bad} epoch{"s"*(self.bad>1)}')
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 

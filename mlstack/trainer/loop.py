@@ -43,7 +43,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/05_loop.ipynb #f04d656d
+# %% ../../nbs/trainer/05_loop.ipynb #e29ca6b0
 class Trainer:
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -67,11 +67,13 @@ class Trainer:
     ):
         if not isinstance(model, nn.Module): raise TrainerError(f'the model is a {type(model).__name__}', 'Trainer(model)', 'give an instance of torch.nn.Module')
         for name,val in dict(compile=compile, graph=graph).items():
-            if val not in ('auto',False): raise TrainerError(f'{name}={val!r} is not built yet', 'Trainer', f'leave it at "auto", which runs eagerly for now' + ('; model.compile() before works' if name=='compile' else ''))
+            if val not in ('auto',False): raise TrainerError(f'{name}={val!r} is not built yet', 'Trainer', 'leave it at "auto", which runs eagerly for now' + ('; model.compile() before works' if name=='compile' else ''))
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
         if clip is not None and not (isinstance(clip,(int,float)) and clip>0): raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, or None')
         check_callbacks(callbacks)
         self.model,self.data = model, data if data is None or isinstance(data,Data) else Data(data)
+        if opt is None and loss is None and self.data is not None and self.data.valid is not None:
+            raise TrainerError('a step that makes its own updates cannot validate', 'Trainer(opt=None)', 'give data without validation, or loss= to validate with')
         self.loss,self.opt,self.lr,self.schedule,self.metrics,self.step_function = loss,opt,lr,schedule,_check_metrics(metrics,step),step
         self.accumulate,self.clip,self.want,self.callbacks,self.run = accumulate,clip,precision,list(callbacks),run
         self.seed = int.from_bytes(np.random.bytes(4),'big') if seed is None else seed
@@ -145,7 +147,7 @@ def done(self:Trainer) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/05_loop.ipynb #138abebc
+# %% ../../nbs/trainer/05_loop.ipynb #7ed76b5e
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -157,7 +159,8 @@ def _set_lr(self:Trainer, schedule):
 
 @patch
 def _forward(self:Trainer, batch, metrics):
-    return in_precision(forward_for(batch, self.loss, metrics, self.step_function), self.device, self.precision)
+    own = None if self.opt is None and not self.model.training else self.step_function # it may update, so it is not for validation
+    return in_precision(forward_for(batch, self.loss, metrics, own), self.device, self.precision)
 
 @patch
 def _build(self:Trainer, batch):
@@ -436,7 +439,7 @@ def save(self:Trainer,
     self.recorder.close(self.device)
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/05_loop.ipynb #83c32dad
+# %% ../../nbs/trainer/05_loop.ipynb #7a635bb7
 def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
@@ -451,7 +454,7 @@ def _take(self:Trainer, path, parts):
     try:
         for name in ('optimizer','scheduler','scaler'):
             if getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
-    except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), f'give the same arguments as then') from None
+    except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
     self.step,self.epoch,self.at,self._fit,self.seed,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['seed'],s['stopped']
     self.history.load_state_dict(s['history'])
     self.recorder.load_state_dict(s['recorder'])

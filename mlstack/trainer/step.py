@@ -201,7 +201,7 @@ def schedule_for(schedule):
     if not callable(schedule): raise StepError(f'a schedule cannot be a {type(schedule).__name__}', 'Trainer', f'choose from {", ".join(schedules)}, a function of progress from 0 to 1, or a torch scheduler')
     return schedule
 
-# %% ../../nbs/trainer/02_step.ipynb #82e1d484
+# %% ../../nbs/trainer/02_step.ipynb #b53d9756
 def params_of(optimizer): return [p for g in optimizer.param_groups for p in g['params']]
 
 def clipper(optimizer, clip, scaler=None):
@@ -241,13 +241,12 @@ def make_step(
     def single(batch):
         loss,values = forward(model, batch)
         backward(loss)
-        values['loss'] = loss.detach()
-        return finish(values)
+        return finish({'loss': loss.detach(), **values})
 
     def micro(batch, share):
         loss,values = forward(model, batch)
         backward(loss*share)
-        return values | {'loss': loss.detach()}
+        return {'loss': loss.detach(), **values}
 
     def several(batches):
         share = 1/len(batches)
@@ -259,8 +258,7 @@ def make_step(
 def _without_optimizer(forward, model):
     def step(batch):
         loss,values = forward(model, batch)
-        values['loss'] = loss.detach()
-        return values
+        return {'loss': loss.detach(), **values}
     return step
 
 # %% ../../nbs/trainer/02_step.ipynb #ded758a8
