@@ -10,10 +10,12 @@ __all__ = []
 # %% ../../nbs/trainer/00_trainer.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/trainer/00_trainer.ipynb #226582a4
-__all__ = ['Trainer','Data','Callback','EarlyStopping','Progress','Recorder','History','Checkpoints','Single','StopTraining','StopEpoch','SkipStep',
-    'TrainerError','DataError','StepError','CheckpointError','CallbackError','NonFiniteLoss']
-
-__getattr__,__dir__ = lazy(__name__, dict(Trainer='.loop', TrainerError='.loop', Data='.data', DataError='.data', StepError='.step', Single='.step',
-    Checkpoints='.checkpoints', CheckpointError='.checkpoints', StopTraining='mlstack.core')
-    | dict.fromkeys('Callback EarlyStopping Progress Recorder History StopEpoch SkipStep CallbackError NonFiniteLoss'.split(), '.callbacks'))
+# %% ../../nbs/trainer/00_trainer.ipynb #644bcc3b
+_loop = 'Trainer','TrainerError'
+_data = 'Data','DataError'
+_step = 'Single','StepError'
+_saved = 'Checkpoints','CheckpointError'
+_hooks = 'Callback','EarlyStopping','Progress','Recorder','History','StopEpoch','SkipStep','CallbackError','NonFiniteLoss'
+_names = dict(StopTraining='mlstack.core') | {name:room for names,room in ((_loop,'.loop'),(_data,'.data'),(_step,'.step'),(_saved,'.checkpoints'),(_hooks,'.callbacks')) for name in names}
+__all__ = list(_names)
+__getattr__,__dir__ = lazy(__name__, _names)

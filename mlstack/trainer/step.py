@@ -7,7 +7,8 @@ Between two batches an expert's loop does five things: forward, loss, backward, 
 # %% auto #0
 __all__ = ['schedules', 'StepError', 'describe', 'size_of', 'split_target', 'forward_for', 'check_loss', 'checked',
            'choose_precision', 'in_precision', 'scaler_for', 'make_optimizer', 'cosine', 'linear', 'one_cycle', 'wsd',
-           'is_torch_scheduler', 'schedule_for', 'params_of', 'clipper', 'make_step', 'move', 'on_device', 'Single']
+           'is_torch_scheduler', 'schedule_for', 'params_of', 'clipper', 'make_step', 'move', 'on_device',
+           'best_device', 'Single']
 
 # %% ../../nbs/trainer/02_step.ipynb #0f4d3fce
 import inspect, math
@@ -112,16 +113,13 @@ def checked(forward):
         return loss,values
     return first
 
-# %% ../../nbs/trainer/02_step.ipynb #e7892713
+# %% ../../nbs/trainer/02_step.ipynb #b7f6636f
 def choose_precision(device, want='auto'):
     "The format's name and the reason, as the hardware chapter sees it."
-    names = 'auto','fp32','tf32','bf16','fp16'
-    if want not in names: raise StepError(f'precision {want!r} is not known', 'Trainer', f'choose from {", ".join(names)}' + (' (fp8 is not built yet)' if want=='fp8' else ''))
-    try: from mlstack.hardware import precision
-    except ImportError: return ('fp32' if want=='auto' else want),''
+    if want=='fp8': raise StepError('precision fp8 is not built yet', 'Trainer', 'use bf16, or leave it at auto')
+    from mlstack.hardware import precision
     p = precision(device, want)
-    name,reason = p if isinstance(p,tuple) else (str(p),getattr(p,'reason',''))
-    return name,reason
+    return str(p),p.reason
 
 _dtypes = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -278,11 +276,15 @@ def on_device(batch, device) -> bool:
     if isinstance(batch, (tuple,list)): return all(on_device(v,device) for v in batch)
     return not isinstance(batch, np.ndarray)
 
-# %% ../../nbs/trainer/02_step.ipynb #aae38fee
+# %% ../../nbs/trainer/02_step.ipynb #379c2039
+def best_device():
+    from mlstack.hardware import device
+    return device()
+
 class Single:
     "One process: nothing to share. Any object with these methods can take its place as `parallel=`."
     rank,world_size = 0,1
-    def __init__(self, device=None): self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    def __init__(self, device=None): self.device = torch.device(device or best_device())
     def wrap(self, model): return model              # the module to call in training
     def no_sync(self, model): return nullcontext()   # gradients stay with their rank
     def sum(self, tensor): return tensor             # over ranks, in place
