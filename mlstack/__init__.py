@@ -1,1 +1,7 @@
+"""The training and evaluation stack of a machine-learning team, in notebooks
+
+Modules:
+
+- `mlstack.hardware.devices`: Which device, how many threads, which precision: the choices an expert makes from the card in the machine, each with its reason. The trainer asks for them; you can too."""
+
 __version__ = "0.0.1"
