@@ -297,7 +297,7 @@ def _for_search(self:Sweep, t):
     if how=='worst' or not t.reports: return None
     return t.reports[-1][1] if how=='latest' else min((v for _,v in t.reports), key=self._signed)
 
-# %% ../../nbs/sweeps/05_coordinator.ipynb #38500e6b
+# %% ../../nbs/sweeps/05_coordinator.ipynb #3166e02e
 @patch(as_prop=True)
 def best(self:Sweep) -> Trial:
     "The best finished trial; a stopped one only if none finished."
@@ -321,11 +321,17 @@ def importance(self:Sweep):
     return pd.Series(param_importance(self.spec, [(self.search.points[t.number],t.value) for t in done]), dtype=float).sort_values(ascending=False)
 
 @patch
+def varied(self:Sweep, trial) -> dict: # {'optimizer.lr': .1}
+    "The parameters of a trial that differ between trials; constants are left out."
+    config = flat_config(self._trial(trial).config)
+    return {n:config[n] for path,p in self.spec.parameters.items() if p['distribution']!='constant' and (n := '.'.join(path)) in config}
+
+@patch
 def explain(self:Sweep, trial) -> str:
     "In one sentence, with the numbers: how a trial was chosen and what became of it."
     t = self._trial(trial)
     name = self.spec.metric['name'] if self.spec.metric else 'value'
-    text = f'trial {t.number} ({config_text(t.config)}), {self.search.origin(t.number)},'
+    text = f'trial {t.number} ({config_text(self.varied(t))}), {self.search.origin(t.number)},'
     if t.state=='DONE' and t.value is not None:
         rank = 1+sum(self._signed(o.value)<self._signed(t.value) for o in self.trials if o.state=='DONE' and o.value is not None)
         return f'{text} finished with {name} {t.value:.4g}, number {rank} of {sum(o.state=="DONE" for o in self.trials)} that finished'
