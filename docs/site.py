@@ -100,7 +100,7 @@ def signature(obj, name, node, source):
         lines = ast.get_source_segment(source, node).split('\n')
         return '\n'.join(lines[:12] + ['…'] * (len(lines) > 12)), (obj.__doc__ or '') if isinstance(obj, type) else ''
     from nbdev.showdoc import show_doc
-    _, sig, doc = re.split(r'^```(?:python)?\n', show_doc(obj, name=name)._repr_markdown_(), maxsplit=2, flags=re.M)
+    _, sig, doc = re.split(r'^```(?:python)?(?:\n|$)', show_doc(obj, name=name)._repr_markdown_(), maxsplit=2, flags=re.M)
     sig = re.sub(r'^def ', 'class ' if isinstance(obj, type) else 'def ', sig.strip().replace(':NoneType=', '='))
     if hasattr(obj, '_field_defaults'): sig = f'class {name}({", ".join(o + (f"={obj._field_defaults[o]!r}" if o in obj._field_defaults else "") for o in obj._fields)})'
     return header(node, source) or sig, re.sub(r'^\*(.*)\*$', r'\1', doc.strip(), flags=re.S)
