@@ -105,13 +105,14 @@ def signature(obj, name, node, source):
     if hasattr(obj, '_field_defaults'): sig = f'class {name}({", ".join(o + (f"={obj._field_defaults[o]!r}" if o in obj._field_defaults else "") for o in obj._fields)})'
     return header(node, source) or sig, re.sub(r'^\*(.*)\*$', r'\1', doc.strip(), flags=re.S)
 
-def entry(page, module, name, node, source, level):
+def entry(page, module, name, node, source, above):
+    "Heading, signature and docstring of one name; `above` is the level of the heading before it."
     obj = module
     for o in name.split('.'): obj = getattr(obj, o)
     sig, doc = signature(obj, name.split('.')[-1], node, source)
     page.symbols[name] = doc.split('\n')[0]
-    level += name.count('.')
-    return '\n\n'.join([f'({anchor(page.module, name)})=\n{"#"*level} {name}', '{.signature}\n```python\n' + sig + '\n```', doc]).rstrip()
+    level = min(above + 1, 3 + name.count('.'))
+    return level, '\n\n'.join([f'({anchor(page.module, name)})=\n{"#"*level} {name}', '{.signature}\n```python\n' + sig + '\n```', doc]).rstrip()
 
 
 # Cells
@@ -129,20 +130,30 @@ def code(cell, source, *tags):
 def only_imports(source):
     return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(source).body)
 
-def exported_cell(page, cell, module, level):
+def exported_cell(page, cell, module, above):
     "The documentation of what the cell defines, then its source, folded."
     if only_imports(cell.source): return []
     public = set(getattr(module, '__all__', ()))
-    docs = [entry(page, module, name, node, cell.source, level) for o in ast.parse(cell.source).body for name, node in documented(o, public) if name not in page.symbols]
-    return [markdown(o) for o in docs] + [code(cell, cell.source, 'hide-input')]
+    docs = []
+    for o in ast.parse(cell.source).body:
+        for name, node in documented(o, public):
+            if name in page.symbols: continue
+            above, text = entry(page, module, name, node, cell.source, above)
+            docs.append(markdown(text))
+    return docs + [code(cell, cell.source, 'hide-input')]
+
+def last_heading(cells):
+    "The level of the last heading so far."
+    for c in reversed(cells):
+        if c['cell_type'] == 'markdown' and (found := re.findall(r'^(#{1,6}) \S', re.sub(r'^```.*?^```', '', c['source'], flags=re.M | re.S), re.M)): return len(found[-1])
+    return 1
 
 def page_cells(page):
-    module, seen_h2, res = import_module(page.module) if page.module else None, False, []
+    module, res = import_module(page.module) if page.module else None, []
     for c in page.cells:
         if c.hidden or not c.source.strip(): continue
-        seen_h2 = seen_h2 or bool(c.kind == 'markdown' and re.search(r'^## ', c.source, re.M))
         try:
-            if c.exported: res += exported_cell(page, c, module, 3 if seen_h2 else 2)
+            if c.exported: res += exported_cell(page, c, module, last_heading(res))
             elif c.kind == 'code': res.append(code(c, c.source, *(['remove-input'] if c.directives.get('echo') == 'false' else [])))
             elif c.kind == 'markdown': res.append(markdown(c.source))
         except Exception as e: raise SystemExit(f'docs: {page.path.relative_to(root)}: {type(e).__name__}: {e}\nin the cell that begins: {c.source.splitlines()[0]}') from e
@@ -240,8 +251,10 @@ def write_pages():
 def build():
     "Write the pages and turn them into _site/; returns Sphinx's exit code."
     from sphinx.application import Sphinx
+    from sphinx.util.console import nocolor
     from mlstack import __version__
     pages = write_pages()
+    if not sys.stderr.isatty(): nocolor()
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(root/'docs'/'static', work/'_static')
     conf = dict(project='mlstack', version=__version__, extensions=['myst_nb'], html_theme='furo', html_title='mlstack', nb_execution_mode='off', nb_render_markdown_format='myst',
