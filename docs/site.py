@@ -166,24 +166,32 @@ class Links:
     "Where a name in backticks, or a link to a notebook, leads."
     def __init__(self, pages):
         self.pages, self.where = {p.path: p for p in pages}, {}
+        self.rooms = {(p.folder, p.title): p for p in pages if not p.front} | {('', p.title): p for p in pages if p.front}
+        fronts = {p.folder: set(import_module(p.module).__all__) for p in pages if p.front and p.module}
         for p in pages:
+            p.public = fronts.get(p.folder, set()) if p.folder else set(p.symbols)
             for s in p.symbols:
                 to = anchor(p.module, s)
                 for k in (s, f'{p.module}.{s}', f'{p.module.removeprefix("mlstack.")}.{s}', f'{p.folder}.{s}' if p.folder else s): self.where.setdefault(k, {})[to] = p
 
     def find(self, name, page):
-        "The anchor of `name` as the reader of `page` would mean it: this page, this chapter, or the only one there is."
+        "The anchor of `name` as the reader of `page` would mean it: on this page, in this chapter, or the only public one there is."
         found = self.where.get(name, {})
-        for near in ([k for k, p in found.items() if p is page], [k for k, p in found.items() if p.folder == page.folder], list(found)):
+        mine = lambda p: p.folder == page.folder
+        known = lambda p: name.split('.')[0] in p.public or name.split('.')[0] in (p.folder, 'mlstack')
+        for near in ([k for k, p in found.items() if p is page], [k for k, p in found.items() if mine(p)], [k for k, p in found.items() if known(p)]):
             if len(near) == 1: return near[0]
 
     def name(self, m, page):
-        to = self.find(m[1].removesuffix('()'), page)
-        return f'[`{m[1]}`](#{to})' if to else m[0]
+        if to := self.find(m[1].removesuffix('()'), page): return f'[`{m[1]}`](#{to})'
+        room = self.rooms.get((page.folder, m[1])) or self.rooms.get(('', m[1].removeprefix('mlstack.')))
+        return f'[`{m[1]}`]({self.relative(room, page)})' if room and room is not page else m[0]
+
+    def relative(self, to, page): return posixpath.relpath(to.name, posixpath.dirname(page.name) or '.') + '.ipynb'
 
     def notebook(self, m, page):
         p = self.pages.get((page.path.parent/m[1]).resolve())
-        return f']({posixpath.relpath(p.name, posixpath.dirname(page.name) or ".")}.ipynb{m[2] or ""})' if p else m[0]
+        return f']({self.relative(p, page)}{m[2] or ""})' if p else m[0]
 
     def apply(self, text, page):
         res, fenced = [], False
