@@ -6,13 +6,14 @@ A sweep file says which hyperparameters to try and how. W&B defined the format a
 
 # %% auto #0
 __all__ = ['distributions', 'grid_distributions', 'SpecError', 'nearest', 'Param', 'plain', 'key_of', 'param', 'quantile',
-           'position', 'Spec', 'read_spec']
+           'position', 'Spec', 'read_spec', 'schema']
 
-# %% ../../nbs/sweeps/01_spec.ipynb #d5ccccf5
+# %% ../../nbs/sweeps/01_spec.ipynb #ee138fbb
 import json, math, re
 from difflib import get_close_matches
 from pathlib import Path
 import yaml
+from fastcore.basics import patch
 from ..core import MlstackError
 
 # %% ../../nbs/sweeps/01_spec.ipynb #1ee1719e
@@ -360,32 +361,27 @@ class Spec:
         rows = [f'{".".join(p)}: {", ".join(f"{k} {v}" if k!="distribution" else str(v) for k,v in o.items())}' for p,o in self.parameters.items()]
         return '\n'.join([f'{self.method} sweep' + (f', {self.goal} {self.metric["name"]}' if self.metric else ''), *('  '+o for o in rows)])
 
-# %% ../../nbs/sweeps/01_spec.ipynb #8f1e7eba
-def _patch(cls):
-    "Attach the decorated function to `cls`; a class in several cells, without importing fastcore."
-    def _add(f): setattr(cls, f.__name__, f); return f
-    return _add
-
-@_patch(Spec)
-def _known(self, d, allowed, path):
+# %% ../../nbs/sweeps/01_spec.ipynb #c66b156f
+@patch
+def _known(self:Spec, d, allowed, path):
     for k in d:
         if k not in allowed: raise SpecError(f'unknown key {k!r}', self.at(*path,k), f'{nearest(k,allowed)}known: {", ".join(allowed)}')
 
-@_patch(Spec)
-def _mapping(self, raw, key):
+@patch
+def _mapping(self:Spec, raw, key):
     d = raw.get(key)
     if not isinstance(d,dict) or not d: raise SpecError(f'{key!r} is missing or empty', self.at(*([key] if key in raw else [])), f'write `{key}:` with one entry for each name')
     return d
 
-@_patch(Spec)
-def _method(self, raw):
+@patch
+def _method(self:Spec, raw):
     m = raw.get('method')
     if m in ('grid','random','bayes'): return m
     if m=='custom': raise SpecError('method custom needs W&B\'s own scheduler', self.at('method'), 'write `method: bayes` to search here')
     raise SpecError('`method` is missing' if m is None else f'unknown method {m!r}', self.at(*(['method'] if m else [])), f'{nearest(m,("grid","random","bayes"))}write grid, random or bayes')
 
-@_patch(Spec)
-def _flatten(self, params, path, names=()):
+@patch
+def _flatten(self:Spec, params, path, names=()):
     "`(path of names, Param)` of every parameter below `params`, W&B's order."
     for name in sorted(params, key=str):
         d,here = params[name],(*path,name)
@@ -396,14 +392,14 @@ def _flatten(self, params, path, names=()):
             yield from self._flatten(d['parameters'], (*here,'parameters'), (*names,name))
         else: yield (*names,name),param(d, self.at(*here), lambda k,here=here: self.at(*here,k), self.warnings)
 
-@_patch(Spec)
-def _count(self, key, v):
+@patch
+def _count(self:Spec, key, v):
     if v is not None and not (_is_int(v) and v>0): raise SpecError(f'{key} must be a whole number above 0, not {v!r}', self.at(key), 'write for example 20')
     return v
 
-# %% ../../nbs/sweeps/01_spec.ipynb #618ca1be
-@_patch(Spec)
-def _metric(self, m):
+# %% ../../nbs/sweeps/01_spec.ipynb #e35dd35d
+@patch
+def _metric(self:Spec, m):
     if m is None: return None
     if isinstance(m,str): raise SpecError('`metric` is a mapping', self.at('metric'), f'write `metric: {{name: {m}, goal: minimize}}`')
     if not isinstance(m,dict): raise SpecError('`metric` is a mapping', self.at('metric'), 'write `metric: {name: val_loss, goal: minimize}`')
@@ -415,8 +411,8 @@ def _metric(self, m):
     if 'target' in m: m['target'] = _number(m['target'], self.at('metric','target'), self.warnings)
     return m
 
-@_patch(Spec)
-def _early_terminate(self, e):
+@patch
+def _early_terminate(self:Spec, e):
     if e is None: return None
     at = lambda *k: self.at('early_terminate',*k)
     if not isinstance(e,dict): raise SpecError('`early_terminate` is a mapping', at(), 'write `early_terminate: {type: hyperband, min_iter: 3}`')
@@ -435,8 +431,8 @@ def _early_terminate(self, e):
     if self.metric is None: raise SpecError('early_terminate needs a metric', at(), 'add `metric: {name: val_loss, goal: minimize}`')
     return e
 
-@_patch(Spec)
-def _check_method(self):
+@patch
+def _check_method(self:Spec):
     if 'metrics' in self.raw: raise SpecError('several objectives are not searched here yet', self.at('metrics'), 'choose one and write it as `metric:`')
     if self.method=='bayes' and self.metric is None: raise SpecError('bayes needs a metric', self.at('method'), 'add `metric: {name: val_loss, goal: minimize}`')
     if self.method!='grid': return
@@ -446,9 +442,9 @@ def _check_method(self):
 
 def _raw_path(path): return tuple(k for name in path for k in ('parameters',name))
 
-# %% ../../nbs/sweeps/01_spec.ipynb #0e924e04
-@_patch(Spec)
-def _warn(self):
+# %% ../../nbs/sweeps/01_spec.ipynb #b25bbb2a
+@patch
+def _warn(self:Spec):
     w = self.warnings.append
     for path,p in self.parameters.items():
         name,d = '.'.join(path),p['distribution']
@@ -464,8 +460,8 @@ def _warn(self):
     for k in ('scheduler','controller','entity','job','image_uri'):
         if k in self.raw: w(f'{k}: only W&B\'s server uses this; it is ignored here')
 
-@_patch(Spec)
-def _warn_command(self):
+@patch
+def _warn_command(self:Spec):
     w,items = self.warnings.append,self.command or []
     if not isinstance(items,list): raise SpecError('`command` is a list', self.at('command'), 'write one item a line: - ${env}, - python, …')
     macros = [o for o in items if isinstance(o,str) and o.startswith('${') and o.endswith('}')]
@@ -490,3 +486,27 @@ def read_spec(
     return Spec(*_located(_find_sweep(_documents(text, name), name), name))
 
 def _located(found, name): return found[0],name,found[1],found[2]
+
+# %% ../../nbs/sweeps/01_spec.ipynb #438ba279
+_kinds = dict(value={}, values=dict(type='array', minItems=1), probabilities=dict(type='array', items=dict(type='number', minimum=0)))
+
+def _object(properties, required=(), **kw): return dict(type='object', properties=properties, required=list(required), additionalProperties=False, **kw)
+
+def _param_schema(dist):
+    keys = distributions[dist]
+    inferred = dist in ('constant','categorical','categorical_w_probabilities','int_uniform','uniform')
+    number = dict(type='integer' if dist=='int_uniform' else 'number')
+    return _object({'distribution':dict(const=dist)} | {k:_kinds.get(k, number) for k in keys},
+        [*(k for k,v in keys.items() if v is _need), *([] if inferred else ['distribution'])], title=dist)
+
+def schema() -> dict:
+    "A JSON schema of sweep files."
+    text,whole,number = dict(type='string'),dict(type='integer', minimum=1),dict(type='number')
+    metric = dict(name=text, goal=dict(enum=['minimize','maximize']), target=number, impute=dict(enum=['latest','best','worst']), impute_while_running=text)
+    stop = dict(type=dict(const='hyperband'), min_iter=whole, max_iter=whole, s=whole, eta=dict(type='number', exclusiveMinimum=1), strict=dict(type='boolean'))
+    top = {k:text for k in ('program','name','description','project','entity','job','image_uri','apiVersion','kind')} | dict(
+        method=dict(enum=['grid','random','bayes']), parameters={'$ref':'#/$defs/parameters'}, run_cap=whole, command=dict(type='array', items=text),
+        metric=_object(metric, ['name']), early_terminate=_object(stop, ['type']), controller=dict(type='object'), scheduler=dict(type='object'))
+    group = _object(dict(parameters={'$ref':'#/$defs/parameters'}), ['parameters'], title='group')
+    params = dict(type='object', minProperties=1, propertyNames=dict(pattern='^'+_param_name.pattern), additionalProperties={'anyOf':[group,*map(_param_schema,distributions)]})
+    return {'$schema':'https://json-schema.org/draft/2020-12/schema', 'title':'W&B sweep', **_object(top, ['method','parameters']), '$defs':dict(parameters=params)}
