@@ -11,7 +11,8 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 sys.path[0] = str(root)  # this file is called site.py; its folder must not stand before the standard library
-nbs, work, out = root/'nbs', root/'_proc'/'site', root/'_site'
+nbs, out = root/'nbs', root/'_site'
+work, built = root/'_proc'/'site', root/'_proc'/'built'/'html'  # myst-nb writes images beside the folder it builds into
 
 # The sidebar: the floors of the house in the order of the lecture.
 floors = {
@@ -204,14 +205,17 @@ class Links:
         return '\n'.join(res)
 
 def public_names(page, links):
-    "A front page ends with what its chapter makes public."
-    module = import_module(page.module)
-    rows = []
+    "A front page ends with what its chapter makes public, wherever it is defined."
+    module, rows = import_module(page.module), []
     for name in getattr(module, '__all__', ()):
-        to = links.find(name, page)
-        if not to or name in page.symbols: continue
-        room = links.where[name][to]
-        rows.append(f'| [`{name}`](#{to}) | {room.title} | {room.symbols[name].replace("|", chr(92) + "|")} |')
+        if name in page.symbols: continue
+        try: obj = getattr(module, name)
+        except ImportError as e: raise SystemExit(f'docs: {page.module} makes {name!r} public, and it cannot be loaded: {e}') from e
+        home = getattr(obj, '__module__', None)
+        to = anchor(home, name) if home and anchor(home, name) in links.where.get(name, {}) else links.find(name, page)
+        room = links.where[name][to] if to else None
+        doc = room.symbols[name] if room else (getattr(obj, '__doc__', None) or '').strip().split('\n')[0]
+        rows.append(f'| {f"[`{name}`](#{to})" if to else f"`{name}`"} | {room.title if room else ""} | {doc.replace("|", chr(92) + "|")} |')
     return '## Public names\n\n| name | room | |\n|---|---|---|\n' + '\n'.join(rows) if rows else ''
 
 
@@ -263,14 +267,16 @@ def build():
     from mlstack import __version__
     pages = write_pages()
     if not sys.stderr.isatty(): nocolor()
-    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(built.parent, ignore_errors=True)
     shutil.copytree(root/'docs'/'static', work/'_static')
     conf = dict(project='mlstack', version=__version__, extensions=['myst_nb'], html_theme='furo', html_title='mlstack', nb_execution_mode='off', nb_render_markdown_format='myst',
         nb_code_prompt_show='Source', nb_code_prompt_hide='Source', nb_number_source_lines=False, myst_enable_extensions=['attrs_block', 'colon_fence', 'deflist'], myst_heading_anchors=3,
         suppress_warnings=['misc.highlighting_failure', 'mystnb.unknown_mime_type'], html_static_path=['_static'], html_css_files=['site.css'], html_show_sourcelink=False, html_show_sphinx=False,
         html_copy_source=False, pygments_style='friendly', exclude_patterns=['_static'], html_theme_options=dict(navigation_with_keys=True))
-    app = Sphinx(str(work), None, str(out), str(work.parent/'doctrees'), 'html', confoverrides=conf, status=None, freshenv=True, warningiserror=True, exception_on_warning=False)
+    app = Sphinx(str(work), None, str(built), str(work.parent/'doctrees'), 'html', confoverrides=conf, status=None, freshenv=True, warningiserror=True, exception_on_warning=False)
     app.build(force_all=True)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(built, out)
     if app.statuscode == 0: print(f'docs: {len(pages)} pages in {out.relative_to(root)}/, open {out.relative_to(root)}/index.html')
     return app.statuscode
 
