@@ -1,5 +1,5 @@
 "The site builds without a warning, holds the API of every exported name, loads nothing from elsewhere, and fits a phone. README is the front page."
-import re, sys
+import json, re, sys
 import pytest
 from tests import house
 
@@ -8,9 +8,15 @@ site = house.root/'_site'
 
 @pytest.fixture(scope='module')
 def built():
+    "The pages by name; what the build said is in `said`."
     r = house.run(sys.executable, docs, 'build', timeout=600)
-    assert r.returncode == 0, r.stdout
-    return {p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')}
+    pages = Pages({p.relative_to(site).as_posix(): p.read_text(encoding='utf-8') for p in site.rglob('*.html')})
+    pages.said, pages.code = r.stdout, r.returncode
+    return pages
+
+class Pages(dict): pass
+
+def test_builds_without_a_warning(built): assert built.code == 0, built.said[-6000:]
 
 def page_of(path):
     rel = path.relative_to(house.nbs)
@@ -25,7 +31,7 @@ def test_api_of_every_exported_name(built, path):
     "A heading of its own on the room's page; on a chapter's front page a link to it."
     module, html = house.exports_to(path), built[page_of(path)]
     r = house.python('import sys, json, importlib\nprint(json.dumps(list(importlib.import_module(sys.argv[1]).__all__)))', module, timeout=120)
-    names = __import__('json').loads(r.stdout.splitlines()[-1])
+    names = json.loads(r.stdout.splitlines()[-1])
     missing = [n for n in names if not re.search(rf'<h\d>{n}<|href="[^"]*"[^>]*>(<span[^>]*>)?<code[^>]*>(<span[^>]*>)?{n}<', html)]
     assert not missing, f'{module}: {missing} not on {page_of(path)}'
 
@@ -37,7 +43,7 @@ def test_nothing_from_elsewhere(built):
 
 def test_a_broken_link_fails_the_build(tmp_path):
     "Warnings are errors: a link to a notebook that is not there does not get out."
-    import json, shutil
+    import shutil
     for d in ('nbs', 'mlstack', 'docs'): shutil.copytree(house.root/d, tmp_path/d, ignore=shutil.ignore_patterns('__pycache__'))
     shutil.copy(house.root/'pyproject.toml', tmp_path)
     for p in tmp_path.joinpath('nbs').rglob('*.ipynb'):
