@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #ad76b58a
+# %% ../nbs/00_core.ipynb #3f48faf9
 class MlstackError(Exception):
     "What was wrong, where it was, and what to do next; `str()` joins the three."
     def __init__(self,
@@ -28,7 +28,7 @@ class MlstackError(Exception):
 
     def __str__(self):
         at = f' ({self.where})' if self.where else ''
-        return f"{self.what}{at}. {self.do[:1].upper()+self.do[1:]}{'.' if self.do and self.do[-1] not in '.!?`' else ''}".rstrip()
+        return f"{self.what}{at}. {self.do[:1].upper()+self.do[1:]}{'.' if self.do and self.do[-1] not in '.!?' else ''}".rstrip()
 
 # %% ../nbs/00_core.ipynb #be9b8efd
 _digits = '0123456789abcdefghjkmnpqrstvwxyz' # Crockford's base 32: no i, l, o, u
@@ -147,7 +147,7 @@ def write_file(
         raise
     return path
 
-# %% ../nbs/00_core.ipynb #a4884364
+# %% ../nbs/00_core.ipynb #7505723c
 class StopTraining(Exception):
     "Raised at the next step or log once somebody asked this process to stop; `str()` is the reason."
 
@@ -163,8 +163,8 @@ class Stop:
 
 _fields = dict(run='', parent='', project='', sweep='', trial='', job='', attempt=0, rank=0, local_rank=0, world_size=1, checkpoints='')
 
-class Context(namedtuple('Context', (*_fields,'stop'), defaults=(*_fields.values(),None))):
-    "Which run, parent run, project, sweep, trial, job, attempt, rank and checkpoint folder this process has, and its stop flag."
+class Context(namedtuple('Context', (*_fields,'stop','link'), defaults=(*_fields.values(),None,None))):
+    "Which run, parent run, project, sweep, trial, job, attempt, rank and checkpoint folder this process has, its stop flag, and in a worker the `link` to its caller."
     __slots__ = ()
     def replace(self, **kw): return self._replace(**kw)
     def env(self) -> dict: # variables for a command that is started as a process of its own

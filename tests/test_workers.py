@@ -1,0 +1,215 @@
+"Faults of `mlstack.workers`: what is killed, what is stuck, what is left behind."
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import psutil
+import pytest
+
+from mlstack import workers
+from mlstack.core import MlstackError, StopTraining, context
+
+
+def script(tmp_path, code, **kw):
+    path = tmp_path/'script.py'
+    path.write_text(textwrap.dedent(code))
+    return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, **kw)
+
+
+def until(condition, seconds=60):
+    end = time.monotonic()+seconds
+    while time.monotonic() < end:
+        if value := condition(): return value
+        time.sleep(.02)
+    raise AssertionError('it did not happen')
+
+
+def gone(pids): return not [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+
+
+def test_script_without_main_guard_runs_its_top_level_once(tmp_path):
+    p = script(tmp_path, '''
+        import os
+        open('ran','a').write('x')
+        from mlstack.workers import run
+        class Thing:
+            def __init__(self, n): self.n = n
+        def work(n): return Thing(n+1)
+        print([t.n for t in run(work, 1, nprocs=2)])
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert out.strip() == '[2, 2]', err
+    assert (tmp_path/'ran').read_text() == 'x'
+
+
+LONG = '''
+    import os, sys, time, subprocess
+    import torch
+    from torch.utils.data import DataLoader
+    from mlstack.workers import run
+    def work():
+        it = iter(DataLoader(list(range(1000)), num_workers=1))
+        next(it)
+        child = subprocess.Popen(['sleep', '3600'])
+        open(f'pid-{os.getpid()}', 'w').write(' '.join(map(str, [os.getpid(), os.getppid(), child.pid, *(w.pid for w in it._workers)])))
+        try: time.sleep(3600)
+        finally: open(f'tidy-{os.getpid()}', 'w').write('done')
+    run(work, nprocs=2)
+'''
+
+
+def started(tmp_path, n=2):
+    files = until(lambda: len(list(tmp_path.glob('pid-*'))) == n and [f for f in tmp_path.glob('pid-*') if f.read_text().count(' ') >= 3])
+    return [int(p) for f in files for p in f.read_text().split()]
+
+
+def test_kill_of_the_caller_leaves_nothing(tmp_path):
+    p = script(tmp_path, LONG)
+    pids = started(tmp_path)
+    assert len(set(pids)) == 7 # two workers with a loader worker and a command each, and their server
+    p.kill()
+    until(lambda: gone(pids), 20)
+
+
+def test_kill_of_the_server_is_told_and_leaves_no_worker(tmp_path):
+    p = script(tmp_path, LONG)
+    pids = started(tmp_path)
+    server = int(next(iter(tmp_path.glob('pid-*'))).read_text().split()[1])
+    os.kill(server, signal.SIGKILL)
+    _,err = p.communicate(timeout=60)
+    assert 'lost its server process' in err
+    until(lambda: gone(pids), 20)
+
+
+def test_ctrl_c_lets_functions_tidy_up(tmp_path):
+    p = script(tmp_path, LONG)
+    pids = started(tmp_path)
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate(timeout=60)
+    assert p.returncode in (1,130,-2) and 'KeyboardInterrupt' in err
+    assert len(list(tmp_path.glob('tidy-*'))) == 2
+    until(lambda: gone(pids), 20)
+
+
+def test_a_real_kernel_after_torch_computed(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    cells = ['import torch\na = torch.randn(500,500); (a@a).sum()\nfrom mlstack.workers import run\nfrom mlstack.core import context',
+             'def f(n):\n    import torch\n    print("hello from", context().rank)\n    return float((torch.ones(n,n)@torch.ones(n,n)).sum())\nprint(run(f, 100, nprocs=2))',
+             'def bad(): raise KeyError("from a cell")\ntry: run(bad, nprocs=2)\nexcept Exception as e: print(e)']
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    NotebookClient(nb, timeout=120, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute()
+    text = [''.join(o.get('text','') for o in c.outputs) for c in nb.cells]
+    assert 'hello from 0' in text[1] and '[1000000.0, 1000000.0]' in text[1]
+    assert 'raise KeyError("from a cell")' in text[2] # the cell's own line, which is in no file
+
+
+def test_large_messages_both_ways():
+    data = os.urandom(30_000_000)
+    assert workers.run(lambda b: b[::-1], data, nprocs=1) == [data[::-1]]
+
+
+def test_what_cannot_be_sent_says_so():
+    lock = threading.Lock()
+    with pytest.raises(MlstackError, match='cannot be sent to a process'): workers.run(lambda: lock)
+    def result(): return threading.Lock()
+    with pytest.raises(workers.WorkerError, match='the result, a lock, cannot be sent'): workers.run(result)
+
+
+def test_the_first_failure_is_the_one_told(tmp_path):
+    def work(flag):
+        if context().rank == 1:
+            flag.touch()
+            raise ValueError('the cause')
+        while not flag.exists(): time.sleep(.001)
+        time.sleep(.02)
+        raise RuntimeError('a consequence')
+    for i in range(5):
+        with pytest.raises(workers.WorkerError, match='worker 1 failed: ValueError: the cause'): workers.run(work, tmp_path/str(i), nprocs=3)
+
+
+def test_sys_exit_in_a_worker_is_a_failure_and_not_an_end():
+    with pytest.raises(workers.WorkerError, match='sys.exit'): workers.run(lambda: sys.exit(3))
+
+
+def test_pool_survives_repeated_kills():
+    with workers.Pool(2) as pool:
+        tasks = [pool.submit(lambda i=i: os.kill(os.getpid(), 9) if i%3==0 else i) for i in range(12)]
+        states = [(t.wait(60), t.state)[1] for t in tasks]
+    assert states == ['died' if i%3==0 else 'done' for i in range(12)]
+
+
+def test_pools_from_threads_at_once():
+    out = {}
+    def use(i): out[i] = workers.run(lambda: context().world_size*100+i, nprocs=2)
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join(60)
+    assert out == {i: [200+i]*2 for i in range(4)}
+
+
+def test_forked_caller_has_a_server_of_its_own(tmp_path):
+    p = script(tmp_path, '''
+        import os, json
+        from mlstack.workers import run
+        run(os.getpid)
+        pid = os.fork()
+        if pid == 0:
+            ok = run(lambda: 5, nprocs=2) == [5,5]
+            open('child','w').write(str(ok))
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(run(lambda: 6))
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert out.strip() == '[6]' and (tmp_path/'child').read_text() == 'True', err
+
+
+def test_environment_folder_and_random_state_are_the_callers(tmp_path, monkeypatch):
+    monkeypatch.setenv('COLOUR', 'green')
+    monkeypatch.chdir(tmp_path)
+    def facts():
+        import random
+        import numpy as np
+        return os.environ.get('COLOUR'), os.getcwd(), random.random(), float(np.random.rand())
+    a,b = workers.run(facts, nprocs=2)
+    assert a[:2] == b[:2] == ('green', str(tmp_path))
+    assert a[2] != b[2] and a[3] != b[3]
+
+
+def test_stop_of_a_waiting_task_cancels_it():
+    with workers.Pool(1) as pool:
+        busy,waiting = pool.submit(time.sleep, .5),pool.submit(os.getpid)
+        waiting.stop('not needed')
+        with pytest.raises(StopTraining, match='not needed'): waiting.result()
+        assert busy.result() is None and waiting.state == 'cancelled'
+
+
+def test_closing_a_pool_ends_stuck_workers():
+    pool = workers.Pool(1)
+    t = pool.submit(time.sleep, 3600)
+    until(lambda: t.pid)
+    pid = t.pid
+    pool.close(grace=.2)
+    until(lambda: gone([pid]), 20)
+
+
+def test_every_file_descriptor_is_given_back():
+    workers.run(os.getpid, nprocs=2)
+    before = len(os.listdir('/dev/fd'))
+    for _ in range(5): workers.run(os.getpid, nprocs=2)
+    assert len(os.listdir('/dev/fd')) <= before
+
+
+def test_messages_come_in_order():
+    def talk():
+        for i in range(2000): workers.send(i)
+    got = []
+    workers.run(talk, on_message=lambda i,m: got.append(m))
+    assert got == list(range(2000))
+    assert json.dumps(got)
