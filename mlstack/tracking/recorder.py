@@ -364,7 +364,7 @@ def _folder_name(value, what):
         raise MlstackError(f'{value!r} cannot be a {what}: it names a folder', f'init({what}=)', 'leave out "/" and "\\", a leading dot, and more than 200 bytes')
     return value
 
-# %% ../../nbs/tracking/02_recorder.ipynb #0ffefcf5
+# %% ../../nbs/tracking/02_recorder.ipynb #32e90b3f
 _open,_current,_published = {},[],{} # runs open in this process by folder; in order of opening; the context before each
 
 def _make(path, meta):
@@ -404,12 +404,13 @@ def init(
     ctx,in_block = context(),core._scope.get(None) is not None
     told = ctx.run if in_block or ctx.run not in _published else '' # not what we put there ourselves
     id = id or told
+    if told and (mine := next((o for o in _open.values() if o.id==told), None)): return _rejoin(mine, config, ctx)
     if not id and _current:
         if reinit in ('return_previous',False): return _current[-1]
         if reinit!='create_new': _current[-1].finish()
     ctx = context()
     if not in_block: ctx = _published.get(ctx.run, ctx)
-    here = settings(runs=dir)
+    here = settings(runs=dir or getattr(ctx,'runs',None) or None)
     runs,project = here.runs,_folder_name((ctx.project if told else '') or project or ctx.project or here.project, 'project')
     if resume is True and not id: raise MlstackError('which run is to be resumed', 'init(resume=True)', 'add id=; track.runs() lists them')
     id = _folder_name(id or new_id(), 'id')
@@ -424,7 +425,7 @@ def init(
     facts = None if made else RunFacts(path)
     return _start(path, meta, config, made, facts, ctx, runs)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #c2c4da63
+# %% ../../nbs/tracking/02_recorder.ipynb #2a93a3ba
 def _rejoin(run, config, ctx):
     run.config.setdefaults(as_config(config))
     run._stop = ctx.stop
@@ -446,7 +447,7 @@ def _start(path, meta, config, made, facts, ctx, runs):
     _current.append(run)
     if not ctx.run and core._scope.get(None) is None: # inside core.use() the context is the caller's
         _published[run.id] = ctx
-        set_process_context(ctx.replace(run=run.id, project=run.project))
+        set_process_context(ctx.replace(run=run.id, project=run.project, **({'runs':str(Path(os.path.abspath(runs)))} if hasattr(ctx,'runs') else {})))
     return run
 
 def _forget(run):
