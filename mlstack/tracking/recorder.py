@@ -288,7 +288,7 @@ def init(
     facts = None if made else RunFacts(path)
     return _start(path, meta, config, made, facts, ctx, runs)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #33ddefb1
+# %% ../../nbs/tracking/02_recorder.ipynb #f2a47db3
 def _rejoin(run, config, ctx):
     run.config.setdefaults(as_config(config))
     run._stop = ctx.stop
@@ -308,6 +308,7 @@ def _start(path, meta, config, made, facts, ctx, runs):
         run._origins.start()
     _open[path] = run
     _current.append(run)
+    _keep_syncing()
     if not ctx.run and core._scope.get(None) is None: # inside core.use() the context is the caller's
         _published[run.id] = ctx
         set_process_context(ctx.replace(run=run.id, project=run.project, **({'runs':str(Path(os.path.abspath(runs)))} if hasattr(ctx,'runs') else {})))
@@ -319,7 +320,7 @@ def _forget(run):
     before = _published.pop(run.id, None)
     if before is not None and core._process is not None and core._process.run==run.id: set_process_context(before)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #82b40e1a
+# %% ../../nbs/tracking/02_recorder.ipynb #25657ec0
 def _at_exit():
     "Finish what is open: failed if the program died of an exception. A notebook's last error is not its end."
     notebook = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)() is not None
@@ -332,11 +333,31 @@ def _after_fork():
     for run in _open.values():
         run._owner,run._origins,run._lock = False,None,threading.Lock()
         run._begin()
+    if _open: _keep_syncing()
+
+def _sync_each_second():
+    "While a run is open: have what was logged written to the disk, so that a power failure costs a second and not a minute."
+    done = {}
+    while _open:
+        time.sleep(1)
+        for lane in [lane for run in list(_open.values()) for writer in list(run._writers) for lane in list(writer.lanes.values())]:
+            pos,fd = lane.pos,lane.fd
+            if fd is None or done.get(lane.path)==pos: continue
+            try: _datasync(fd)
+            except OSError: continue # closed in this moment
+            done[lane.path] = pos
+
+_datasync,_syncing = getattr(os,'fdatasync',os.fsync),[]
+
+def _keep_syncing():
+    if _syncing and _syncing[0].is_alive(): return
+    _syncing[:] = [threading.Thread(target=_sync_each_second, name='mlstack-sync', daemon=True)]
+    _syncing[0].start()
 
 atexit.register(_at_exit)
 if hasattr(os,'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #a34f1acd
+# %% ../../nbs/tracking/02_recorder.ipynb #cb43efbd
 class NoRun(MlstackError, AttributeError):
     "No run is open; an AttributeError too, so that `hasattr(track, 'config')` is a question and not a crash."
 
