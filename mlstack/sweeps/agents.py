@@ -73,7 +73,7 @@ def progress_text(sweep, total, seconds):
     best = f', best {sweep.best.value:.4g} (trial {sweep.best.number})' if sweep.best else ''
     return f'{done}{f"/{total}" if total else ""} trials{best}, {int(seconds)//60}:{int(seconds)%60:02} elapsed'
 
-# %% ../../nbs/sweeps/06_agents.ipynb #2b2d2481
+# %% ../../nbs/sweeps/06_agents.ipynb #fdcd029c
 _colours = dict(DONE='green', PRUNED='yellow', FAILED='red', LOST='magenta', RUNNING='cyan', WAITING='dim')
 
 def _short(v): return f'{v:.4g}' if isinstance(v,float) else str(v)
@@ -152,14 +152,14 @@ class Show:
 class _Html:
     "A rich renderable for a notebook, and as text where HTML is not shown."
     def __init__(self, renderable): self.renderable = renderable
-    def _text(self, **kw):
+    def _text(self):
         from io import StringIO
         from rich.console import Console
-        c = Console(file=StringIO(), record=True, width=150, **kw)
+        c = Console(file=StringIO(), record=True, width=150, force_jupyter=False) # it would display by itself
         c.print(self.renderable)
         return c
     def __repr__(self): return self._text().export_text()
-    def _repr_html_(self): return self._text(force_jupyter=False).export_html(inline_styles=True, code_format='<pre style="line-height:1.25;white-space:pre">{code}</pre>')
+    def _repr_html_(self): return self._text().export_html(inline_styles=True, code_format='<pre style="line-height:1.25;white-space:pre">{code}</pre>')
 
 # %% ../../nbs/sweeps/06_agents.ipynb #b40a2962
 class Agents:
