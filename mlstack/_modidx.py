@@ -4,6 +4,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
   'syms': { 'mlstack.cli': { 'mlstack.cli._main': ('cli.html#_main', 'mlstack/cli.py'),
                              'mlstack.cli._say': ('cli.html#_say', 'mlstack/cli.py'),
                              'mlstack.cli._version': ('cli.html#_version', 'mlstack/cli.py'),
+                             'mlstack.cli.command': ('cli.html#command', 'mlstack/cli.py'),
                              'mlstack.cli.demo': ('cli.html#demo', 'mlstack/cli.py'),
                              'mlstack.cli.doctor': ('cli.html#doctor', 'mlstack/cli.py'),
                              'mlstack.cli.list_runs': ('cli.html#list_runs', 'mlstack/cli.py'),
