@@ -233,7 +233,7 @@ def last_line(error):
     "The last line of a worker's traceback: the exception."
     return (error.remote or error.what).strip().splitlines()[-1]
 
-# %% ../../nbs/sweeps/06_agents.ipynb #9f4c75a6
+# %% ../../nbs/sweeps/06_agents.ipynb #5942bd2c
 def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None):
     "Run the trials of `sweep` on `workers` processes; what `Sweep.run` does."
     spec = sweep.spec
@@ -249,8 +249,10 @@ def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None)
         try:
             with Pool(workers, threads=threads) as pool:
                 agents = Agents(sweep, train, pool, workers, count, show)
-                threading.Thread(target=sweep.search.warm, daemon=True, name='mlstack-search').start()
+                warm = threading.Thread(target=sweep.search.warm, daemon=True, name='mlstack-search')
+                if total is None or total>4: warm.start() # a shorter sweep never asks the model
                 agents.loop()
+                if warm.ident: warm.join()
         except BaseException:
             for t in agents.tasks.values() if agents else (): t.state = 'LOST'
             left = len(agents.tasks) if agents else 0

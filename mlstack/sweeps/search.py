@@ -7,9 +7,10 @@ A search is an object with `ask()` and `tell()`. `ask` gives a point (`{path: va
 # %% auto #0
 __all__ = ['point_key', 'Search', 'Grid', 'Random', 'spread', 'tame', 'gp_ask', 'Bayes', 'make_search', 'param_importance']
 
-# %% ../../nbs/sweeps/03_search.ipynb #7d1df62b
+# %% ../../nbs/sweeps/03_search.ipynb #c4c2df4a
 import itertools, json, logging, math, random, warnings
 from contextlib import contextmanager
+from importlib import import_module
 from .distributions import SpecError, choices, key_of, position, quantile
 from .spec import Spec, read_spec
 
@@ -185,7 +186,7 @@ def gp_ask(axes, told, running, seed):
             + [create_trial(state=TrialState.RUNNING, params=name(x), distributions=dists) for x in running])
         return list(study.ask(dists).params.values())
 
-# %% ../../nbs/sweeps/03_search.ipynb #239dd4ee
+# %% ../../nbs/sweeps/03_search.ipynb #20a35b3a
 class Bayes(Random):
     "Evenly spread points first, then a Gaussian process; in a finite space without repetition."
     def __init__(self, spec, seed=0, budget=None):
@@ -194,10 +195,7 @@ class Bayes(Random):
         self._shift = [self.rng('shift',i).random() for i in range(len(spec.parameters))]
 
     def warm(self):
-        with _quiet():
-            from optuna.samplers import GPSampler
-            from optuna._gp import gp # noqa: F401 with torch, the slow part
-            GPSampler(seed=0)
+        for name in ('optuna','torch','scipy.optimize'): import_module(name)
 
     def origin(self, number): return 'spread evenly to begin with' if number<self.startup else 'proposed by the model'
 
