@@ -104,9 +104,9 @@ out, sys.stdout = sys.stdout, open(os.devnull, 'w')
 make, make_plain = dict(raw=raw, mlstack=mlstack, accelerate=accelerate, lightning=lightning)[who], partial(raw, plain_adamw)
 fit, plain, ratios = make(), make_plain(), []
 for f in (fit, plain): f(30)
-for _ in range(5):
-    a = per_step(lambda n: seconds(plain, n), 50, 350)
-    b = per_step(lambda n: seconds(fit, n), 50, 350)
+for _ in range(3):
+    a = per_step(lambda n: seconds(plain, n), 50, 300)
+    b = per_step(lambda n: seconds(fit, n), 50, 300)
     ratios.append(b/a)
 getattr(fit, 'close', lambda: None)()
 base, mine = per_step(lambda n: calls(make_plain, n), 20, 120), per_step(lambda n: calls(make, n), 20, 120)
