@@ -1,5 +1,5 @@
 """Faults of the tracking chapter: kills, full and read-only disks, forks, many writers, odd values. The lessons are in nbs/tracking."""
-import errno, json, math, os, random, signal, subprocess, sys, tempfile, threading, time, warnings
+import errno, json, math, os, random, subprocess, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError, StopTraining
-from mlstack.tracking import lanes, recorder
+from mlstack.tracking import lanes, query, recorder
 from mlstack.tracking.query import Record, runs
 
 
@@ -370,19 +370,14 @@ def test_any_damaged_byte_is_reported_or_harmless(folder):
             if rng.random() < .5: data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             else: del data[rng.randrange(len(data)):]
             path.write_bytes(data)
-            recorder_cache_free(run.path)
+            query._cache.pop(run.path, None)
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')
                 r = Record(run.path)
                 r.summary, r.history(), r.seconds, repr(runs()), r.code
         path.write_bytes(good)
-    recorder_cache_free(run.path)
+    query._cache.pop(run.path, None)
     assert len(Record(run.path).metric('loss')[0]) == 200 and not Record(run.path).problems
-
-
-def recorder_cache_free(path):
-    from mlstack.tracking import query
-    query._cache.pop(path, None)
 
 
 def test_foreign_files_and_a_damaged_description_do_not_hide_the_rest(folder):
@@ -394,6 +389,21 @@ def test_foreign_files_and_a_damaged_description_do_not_hide_the_rest(folder):
     (folder/'p'/'a file').write_text('')
     with pytest.warns(UserWarning, match='meta.json is damaged.*run1'): found = list(runs())
     assert [r.id for r in found] == ['run2', 'run0']
+
+
+# -- power ----------------------------------------------------------------------------------------------------------------------
+
+def test_what_was_logged_is_sent_to_the_disk_each_second(folder, monkeypatch):
+    sent = []
+    monkeypatch.setattr(recorder, '_datasync', lambda fd: (os.fdatasync(fd), sent.append(os.readlink(f'/proc/self/fd/{fd}'))))
+    run = track.init(project='sync')
+    run.log(loss=1.)
+    path = next(iter(run._writers[0].lanes.values())).path
+    deadline = time.monotonic()+60
+    while str(path) not in sent and time.monotonic() < deadline: time.sleep(.05)
+    assert str(path) in sent
+    time.sleep(2.5)
+    assert sent.count(str(path)) == 1  # nothing new, nothing to write
 
 
 # -- a device ------------------------------------------------------------------------------------------------------------------

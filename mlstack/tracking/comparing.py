@@ -18,7 +18,7 @@ from .lanes import flat
 from .query import best_value, direction, series
 from .tables import Spark, Table, show
 
-# %% ../../nbs/tracking/04_comparing.ipynb #5b23ecee
+# %% ../../nbs/tracking/04_comparing.ipynb #7e9ee803
 def _key(v):
     "Values that are equal as parameters: 1 and 1.0 are, 1 and '1' are not."
     return show(v) if isinstance(v,(list,dict)) else v if isinstance(v,(int,float,str,bool,type(None))) else repr(v)
@@ -56,7 +56,7 @@ def compare(
     configs = [flat(o.config) for o in records]
     params,same = differing(configs)
     header = ['name','state',*params[:8]] + [h for m in metrics for h in (m,'')]
-    rows = [[o.name,o.state,*(c.get(k) for k in params[:8])] + [v for m in metrics for v in (o.summary.get(m), Spark(_numbers(o,m)))] for o,c in zip(records,configs)]
+    rows = [[o.name,o.state,*(c.get(k) for k in params[:8])] + [v for m in metrics for v in (o.summary.get(m), Spark(lambda o=o,m=m: _numbers(o,m)))] for o,c in zip(records,configs)]
     shared = ', '.join(f'{k}={show(configs[0][k])}' for k in same) if len(records)>1 else ''
     note = '\n'.join(o for o in (f'the same in all: {shared}' if shared else '', f'{len(params)-8} more parameters differ' if len(params)>8 else '') if o)
     return Table(header, rows, note=note)

@@ -19,23 +19,22 @@ from ..core import MlstackError, new_id, settings
 from .lanes import flat
 from .query import Record, parse_query, run_folders, series
 
-# %% ../../nbs/tracking/05_page.ipynb #afe8c841
+# %% ../../nbs/tracking/05_page.ipynb #2999134a
 BUCKETS = 1000
 
 def _bucketed(x, y, low, high, n):
-    "The least and greatest `y` in each of `n` equal parts of [low, high], as 2n values in the order they came; NaN where there is none."
+    "The least and greatest `y` in each of `n` equal parts of [low, high], as 2n values; NaN where there is none, infinity where all are NaN."
     import numpy as np
-    out,shown = np.full(2*n, np.nan),np.isfinite(y)
-    part = np.clip(((x-low)*(n/(high-low))).astype('i8'), 0, n-1)
-    gone = np.unique(part[~shown])
-    out[2*gone] = np.inf # only NaN or infinity here: a gap, unless something finite is written over it
-    part,y = part[shown],y[shown]
-    if not len(y): return out
-    order = np.lexsort((y,part))
-    first = np.flatnonzero(np.diff(part[order], prepend=-1))
-    last = np.append(first[1:], len(order))-1
-    least,most,which = order[first],order[last],part[order[first]]
-    out[2*which],out[2*which+1] = y[np.minimum(least,most)],y[np.maximum(least,most)]
+    out,y = np.full(2*n, np.nan),np.ascontiguousarray(y, float)
+    begin = np.searchsorted(np.ascontiguousarray(x, float), low+np.arange(n)*((high-low)/n))
+    full = np.flatnonzero(np.diff(begin, append=len(y)))
+    if not len(full): return out
+    first,last = begin[full],np.append(begin[full[1:]], len(y))-1
+    bad = ~np.isfinite(y)
+    least = np.minimum.reduceat(np.where(bad, np.inf, y) if bad.any() else y, first)
+    most = np.maximum.reduceat(np.where(bad, -np.inf, y) if bad.any() else y, first)
+    falls = y[first]>y[last] # drawn in the order that goes with the curve
+    out[2*full],out[2*full+1] = np.where(falls, most, least),np.where(falls, least, most)
     return out
 
 def _exact(x, y, grid):

@@ -8,13 +8,13 @@ The runs folder is the database. `runs()` looks at nothing until it is asked; th
 __all__ = ['MISSING', 'Record', 'series', 'metric_names', 'history', 'lookup', 'parse_query', 'runs', 'run_folders', 'Runs',
            'direction', 'best_value']
 
-# %% ../../nbs/tracking/03_query.ipynb #5cd650b0
+# %% ../../nbs/tracking/03_query.ipynb #1d8e2e5a
 import ast, operator, os, re, time, warnings
 from pathlib import Path
 
 from ..core import MlstackError, settings
 from .lanes import DamagedFile, LaneFile
-from .recorder import Config, RunFacts, run_state, _events
+from .facts import Config, RunFacts, run_state, _events
 
 # %% ../../nbs/tracking/03_query.ipynb #d619aee8
 _cache = {}

@@ -30,10 +30,14 @@ def sparkline(values, width=12):
     scale = 7/(high-low) if high>low else 0
     return ''.join(' ' if o is None else _bars[round((o-low)*scale)] for o in points)
 
-# %% ../../nbs/tracking/02a_tables.ipynb #0f293d74
+# %% ../../nbs/tracking/02a_tables.ipynb #bd191c45
 class Spark:
-    "A curve as a cell of a table: text in a terminal, a line in a notebook."
-    def __init__(self, values): self.values = values
+    "A curve as a cell of a table: text in a terminal, a line in a notebook. A function is asked when the cell is drawn."
+    def __init__(self, values): self._values = values
+    @property
+    def values(self):
+        if callable(self._values): self._values = self._values()
+        return self._values
     def __str__(self): return sparkline(self.values)
     def svg(self, width=90, height=20):
         points = thin(self.values, 60)
