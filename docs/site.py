@@ -260,6 +260,14 @@ def write_pages():
         dst.write_text(json.dumps(dict(cells=body, metadata=meta, nbformat=4, nbformat_minor=5)), encoding='utf-8')
     return pages
 
+def copy_pictures():
+    "Pictures that lessons show from files; pages keep their folders, so relative paths hold."
+    for p in nbs.rglob('*'):
+        if p.suffix in ('.png', '.svg', '.jpg', '.gif', '.webp') and '.ipynb_checkpoints' not in p.parts:
+            dst = work/p.relative_to(nbs)
+            dst.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, dst)
+
 def build():
     "Write the pages and turn them into _site/; returns Sphinx's exit code."
     from sphinx.application import Sphinx
@@ -269,6 +277,7 @@ def build():
     if not sys.stderr.isatty(): nocolor()
     shutil.rmtree(built.parent, ignore_errors=True)
     shutil.copytree(root/'docs'/'static', work/'_static')
+    copy_pictures()
     conf = dict(project='mlstack', version=__version__, extensions=['myst_nb'], html_theme='furo', html_title='mlstack', nb_execution_mode='off', nb_render_markdown_format='myst',
         nb_code_prompt_show='Source', nb_code_prompt_hide='Source', nb_number_source_lines=False, myst_enable_extensions=['attrs_block', 'colon_fence', 'deflist'], myst_heading_anchors=3,
         suppress_warnings=['misc.highlighting_failure', 'mystnb.unknown_mime_type'], html_static_path=['_static'], html_css_files=['site.css'], html_show_sourcelink=False, html_show_sphinx=False,

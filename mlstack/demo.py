@@ -113,7 +113,7 @@ launch(train, s.best.config, parallel='ddp', nprocs=2)
 track.runs().compare()
 """.strip()
 
-# %% ../nbs/90_demo.ipynb #90c863cb
+# %% ../nbs/90_demo.ipynb #41828bc0
 def _head(n, title): print(f'\n\033[1m{n} · {title}\033[0m' if sys.stdout.isatty() else f'\n{n} · {title}', flush=True)
 
 def demo(
@@ -147,13 +147,13 @@ def demo(
 
     last = 6 if quick else 20
     _head(3, f'the best configuration on 2 ranks, {last} epochs')
-    with track.init(project=project, name='final', config=best | dict(epochs=last), group=s.id, job_type='final', dir=folder) as run:
+    with use(sweep=s.id), track.init(project=project, name='final', config=best | dict(epochs=last), job_type='final', dir=folder) as run:
         with use(run=run.id, project=project):
             acc = launch(final, best, last, nprocs=2, env=dict(MLSTACK_RUNS=str(folder)))[0]
         run.summary['test_acc'] = acc
 
     _head(4, 'what was recorded')
-    rs = track.runs(f'group == {s.id!r}', project=project, dir=folder)
+    rs = track.runs(f'sweep == {s.id!r}', project=project, dir=folder)
     print(rs.compare())
     print(rs.influence('lr', 'val_loss'))
     print(f'\naccuracy on 1,000 digits that nobody has looked at: {acc:.1%}')

@@ -59,6 +59,14 @@ def carrying(mark):
         except (psutil.Error, OSError): pass
     return found
 
+def kill(processes):
+    "End them, and wait until they are gone."
+    import psutil
+    for o in processes:
+        try: o.kill()
+        except psutil.Error: pass
+    psutil.wait_procs(processes, 5)
+
 def run(*command, timeout=600, cwd=root, env=None, input=None, leave_nothing=False):
     """Run a command to its end; everything it started is killed at the time-out.
     With `leave_nothing` processes that are still there five seconds after it ended are an error."""
@@ -76,9 +84,7 @@ def run(*command, timeout=600, cwd=root, env=None, input=None, leave_nothing=Fal
         end = time.monotonic() + (5 if leave_nothing and late is None else 0)
         while (left := carrying(mark)) and time.monotonic() < end: time.sleep(.1)
         names = [' '.join(o.cmdline()[:6]) for o in left if o.is_running()]
-        for o in left:
-            try: o.kill()
-            except Exception: pass
+        kill(left)
         if late is not None: out = p.communicate()[0]
     if late is not None: raise AssertionError(f'{" ".join(map(str, command))} did not end in {timeout} s; killed: {late}\n{out[-3000:]}')
     if leave_nothing and names: raise AssertionError(f'{" ".join(map(str, command))} left processes behind: {names}')

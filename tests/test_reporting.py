@@ -48,3 +48,23 @@ def test_in_ci_what_did_not_run_failed(report):
     assert house.apt_line in r.stdout
 
 def test_all_the_markers_are_declared(report): assert 'PytestUnknownMarkWarning' not in report[False].stdout
+
+def test_a_command_that_hangs_is_ended_with_all_it_started(tmp_path):
+    "Also a child that left the process group."
+    pids = tmp_path/'pids'
+    code = f'import os, subprocess, time\np = subprocess.Popen(["setsid", "sleep", "300"])\nopen({str(pids)!r}, "w").write(f"{{os.getpid()}} {{p.pid}}")\nprint("so far", flush=True)\ntime.sleep(300)'
+    with pytest.raises(AssertionError, match='did not end in 3 s') as e: house.python(code, timeout=3)
+    assert 'so far' in str(e.value)
+    assert not [p for p in pids.read_text().split() if alive(int(p))]
+
+def test_a_process_left_behind_is_an_error(tmp_path):
+    pids = tmp_path/'pids'
+    code = f'import subprocess\np = subprocess.Popen(["setsid", "sleep", "300"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)\nopen({str(pids)!r}, "w").write(str(p.pid))'
+    with pytest.raises(AssertionError, match='left processes behind.*sleep'): house.python(code, leave_nothing=True)
+    assert not alive(int(pids.read_text()))
+    assert house.python('print(1)', leave_nothing=True).returncode == 0
+
+def alive(pid):
+    import psutil
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False

@@ -262,7 +262,7 @@ def _check_target(self:Sweep, value):
 @patch
 def _signed(self:Sweep, v): return -v if self.spec.goal=='maximize' else v
 
-# %% ../../nbs/sweeps/05_coordinator.ipynb #2b2901c1
+# %% ../../nbs/sweeps/05_coordinator.ipynb #4cebce08
 @patch
 def tell(self:Sweep,
     trial,      # from `ask`, or its number
@@ -276,7 +276,7 @@ def tell(self:Sweep,
     if isinstance(value,bool) or not isinstance(value,(int,float,type(None))): raise SweepError(f'{value!r} is not a number', f'trial {t.number}', 'tell the metric')
     if value is None and t.reports: value = min((v for _,v in t.reports), key=self._signed)
     state,why = 'DONE',t.stopping
-    if failed: state,why = 'FAILED',failed
+    if failed: state,why,value = 'FAILED',failed,None
     elif value is not None and not math.isfinite(value): state,why,value = 'FAILED',f'its value is {value}',None
     elif value is None and metric: state,why = 'FAILED',f'it gave no value: {metric["name"]} was neither returned nor logged'
     elif t.stopping: state = 'PRUNED'

@@ -38,10 +38,13 @@ class Param(dict):
     @property
     def distribution(self): return self['distribution']
 
-# %% ../../nbs/sweeps/01_distributions.ipynb #39575c9d
+# %% ../../nbs/sweeps/01_distributions.ipynb #2b9b3426
 numeral = re.compile(r'[-+]?(0|[1-9][0-9]*)$') # a whole number as everybody reads it
 
-def is_int(o): return isinstance(o,int) and not isinstance(o,bool)
+def is_int(o):
+    "A whole number; True is none."
+    return isinstance(o,int) and not isinstance(o,bool)
+
 def _is_num(o): return isinstance(o,(int,float)) and not isinstance(o,bool)
 
 def _infer(d, where):

@@ -7,9 +7,10 @@ A search is an object with `ask()` and `tell()`. `ask` gives a point (`{path: va
 # %% auto #0
 __all__ = ['point_key', 'Search', 'Grid', 'Random', 'spread', 'tame', 'gp_ask', 'Bayes', 'make_search', 'param_importance']
 
-# %% ../../nbs/sweeps/03_search.ipynb #7d1df62b
+# %% ../../nbs/sweeps/03_search.ipynb #c4c2df4a
 import itertools, json, logging, math, random, warnings
 from contextlib import contextmanager
+from importlib import import_module
 from .distributions import SpecError, choices, key_of, position, quantile
 from .spec import Spec, read_spec
 
@@ -18,7 +19,7 @@ def point_key(point) -> str:
     "The identity of a point: equal for points that are the same trial."
     return json.dumps([key_of(v) for v in point.values()])
 
-# %% ../../nbs/sweeps/03_search.ipynb #e96f3cbf
+# %% ../../nbs/sweeps/03_search.ipynb #0c4a949b
 class Search:
     "Points asked so far and what was told; a kind of search defines `propose`."
     def __init__(self,
@@ -61,15 +62,19 @@ class Search:
         "How a point came about, for people."
         return {'grid':'from the grid', 'random':'drawn at random', 'bayes':'chosen for the model'}[self.spec.method]
 
+    def warm(self): "Import what the first `ask` needs; `run` calls it while the first trials run."
+
     @property
     def exhausted(self): return self.size is not None and len(self._seen) >= self.size
 
-# %% ../../nbs/sweeps/03_search.ipynb #e509d4b5
+# %% ../../nbs/sweeps/03_search.ipynb #8bc01aab
 def _grid_values(p):
-    if p['distribution']!='q_uniform': return choices(p)
-    lo,hi,q = p['min'],p['max'],p['q']
+    if p['distribution'] in ('constant','categorical'): return choices(p)
+    lo,hi,q = p['min'],p['max'],p.get('q',1)
+    n = hi-lo+1 if p['distribution']=='int_uniform' else math.ceil((hi-lo)/q)
+    if n>10_000_000: raise SpecError(f'a grid of {n} values', f'{lo} to {hi}', 'use method: random, or a larger q')
     step = (lo+q)-lo # as numpy.arange rounds it
-    return [lo+i*step for i in range(math.ceil((hi-lo)/q))]
+    return [lo+i*step for i in range(n)]
 
 class Grid(Search):
     "Every combination once, in W&B's order."
@@ -181,13 +186,16 @@ def gp_ask(axes, told, running, seed):
             + [create_trial(state=TrialState.RUNNING, params=name(x), distributions=dists) for x in running])
         return list(study.ask(dists).params.values())
 
-# %% ../../nbs/sweeps/03_search.ipynb #8819665a
+# %% ../../nbs/sweeps/03_search.ipynb #20a35b3a
 class Bayes(Random):
     "Evenly spread points first, then a Gaussian process; in a finite space without repetition."
     def __init__(self, spec, seed=0, budget=None):
         super().__init__(spec, seed, budget)
         self.axes,self.startup = _axes(spec),10 if budget and budget>30 else 4
         self._shift = [self.rng('shift',i).random() for i in range(len(spec.parameters))]
+
+    def warm(self):
+        for name in ('optuna','torch','scipy.optimize'): import_module(name)
 
     def origin(self, number): return 'spread evenly to begin with' if number<self.startup else 'proposed by the model'
 

@@ -78,7 +78,7 @@ def _find_sweep(docs, source):
     o,lines,s,at = found[0]
     return o,{p[len(at):]:n for p,n in lines.items() if p[:len(at)]==at},s
 
-# %% ../../nbs/sweeps/02_spec.ipynb #2242c3e6
+# %% ../../nbs/sweeps/02_spec.ipynb #ed0b7552
 _top_keys = ('method','parameters','metric','metrics','early_terminate','run_cap','program','command','name','description','project','entity',
              'controller','scheduler','job','image_uri','apiVersion','kind')
 _metric_keys = ('name','goal','target','impute','impute_while_running')
@@ -97,7 +97,7 @@ class Spec:
         self.metric = self._metric(raw.get('metric'))
         self.early_terminate = self._early_terminate(raw.get('early_terminate'))
         self.run_cap = self._count('run_cap', raw.get('run_cap'))
-        self.name,self.project,self.description = (raw.get(k) or '' for k in ('name','project','description'))
+        self.name,self.project,self.description = (str(raw.get(k) or '') for k in ('name','project','description'))
         self.program,self.command = raw.get('program'),raw.get('command')
         self._check_method()
         self._warn()
@@ -213,7 +213,7 @@ def _check_method(self:Spec):
 
 def _raw_path(path): return tuple(k for name in path for k in ('parameters',name))
 
-# %% ../../nbs/sweeps/02_spec.ipynb #43be7857
+# %% ../../nbs/sweeps/02_spec.ipynb #2dea5ceb
 @patch
 def _warn(self:Spec):
     w = self.warnings.append
@@ -228,6 +228,7 @@ def _warn(self:Spec):
     if e and 'strict' not in e: w('early_terminate: strict is not given; W&B\'s engine takes true and so do we, its documentation says false')
     if e and 'max_iter' in e and 'min_iter' in e: w('early_terminate: max_iter wins over min_iter')
     if e and 'max_iter' not in e and 's' in e: w('early_terminate: s counts only with max_iter')
+    if str((self.metric or {}).get('impute_while_running', False)).lower()!='false': w('metric: impute_while_running is ignored; running trials are known to the model as running')
     for k in ('scheduler','controller','entity','job','image_uri'):
         if k in self.raw: w(f'{k}: only W&B\'s server uses this; it is ignored here')
 
@@ -242,7 +243,7 @@ def _warn_command(self:Spec):
     if '${args}' in macros and any(isinstance(v,bool) for p in self.parameters.values() for v in p.get('values',())):
         w('command: a truth value arrives as the text False, which argparse\'s type=bool takes for true; use ${args_no_boolean_flags}')
 
-# %% ../../nbs/sweeps/02_spec.ipynb #79c32267
+# %% ../../nbs/sweeps/02_spec.ipynb #e648ddd0
 def read_spec(
     source # path of a YAML file, YAML text, or a dict
 ) -> Spec:
@@ -251,7 +252,7 @@ def read_spec(
     if isinstance(source,dict): return Spec(source)
     text,name = str(source),'the sweep'
     if isinstance(source,Path) or not ('\n' in text or '{' in text):
-        try: text,name = Path(source).read_text(encoding='utf-8'),Path(source).name
+        try: text,name = Path(source).read_text(encoding='utf-8-sig'),Path(source).name
         except FileNotFoundError: raise SpecError('there is no such sweep file', str(source), 'give the path of a YAML file, its text, or a dict') from None
         except (OSError,UnicodeDecodeError) as e: raise SpecError(f'the sweep file cannot be read: {e}', str(source), 'it must be a text file in UTF-8') from None
     return Spec(*_located(_find_sweep(_documents(text, name), name), name))
