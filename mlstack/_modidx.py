@@ -506,6 +506,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer._note': ('trainer/loop.html#trainer._note', 'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer._open': ('trainer/loop.html#trainer._open', 'mlstack/trainer/loop.py'),
+                                      'mlstack.trainer.loop.Trainer._over': ('trainer/loop.html#trainer._over', 'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer._parallel_writer': ( 'trainer/loop.html#trainer._parallel_writer',
                                                                                          'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer._placed': ( 'trainer/loop.html#trainer._placed',
