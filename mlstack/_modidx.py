@@ -492,6 +492,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlstack.trainer.loop.Trainer': ('trainer/loop.html#trainer', 'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer.__init__': ( 'trainer/loop.html#trainer.__init__',
                                                                                  'mlstack/trainer/loop.py'),
+                                      'mlstack.trainer.loop.Trainer.__repr__': ( 'trainer/loop.html#trainer.__repr__',
+                                                                                 'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer._add_row': ( 'trainer/loop.html#trainer._add_row',
                                                                                  'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop.Trainer._aim': ('trainer/loop.html#trainer._aim', 'mlstack/trainer/loop.py'),

@@ -207,7 +207,7 @@ class EarlyStopping(Callback):
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #4fb0f482
+# %% ../../nbs/trainer/03_callbacks.ipynb #7219a40c
 def _notebook():
     ip = sys.modules.get('IPython')
     return ip is not None and type(ip.get_ipython()).__name__=='ZMQInteractiveShell'
@@ -238,24 +238,25 @@ class Progress(Callback):
     def _watch(self):
         while not self.done.wait(self.quiet if self.mode=='line' else self.every): self._draw()
 
-    def values(self):
-        row = self.t.history.rows[-1] if self.t.history.rows else {}
-        return {k:v for k,v in (self.t.history.last | row).items() if isinstance(v,float) and k not in ('seconds','lr')}
+    def values(self, last=False):
+        row,step = self.t.history.rows[-1] if self.t.history.rows else {}, self.t.history.last
+        return {k:v for k,v in (step | row if last else row | step).items() if isinstance(v,float) and k not in ('seconds','lr')}
     def part(self):
         "How much of the fit is done, or None where nobody knows."
+        if limit := getattr(self.t,'limit',None): return min((time.monotonic()-self.began)/limit, 1)
         return min((self.t.step-self.first)/(self.t.last_step-self.first), 1) if self.t.last_step and self.t.last_step>self.first else None
 
     def line(self, last=False) -> str:
         "One line without a clock; it ends a fit where output is no terminal."
         of = f'/{self.t.last_epoch}' if self.t.last_epoch else ''
         epoch = self.t.epoch + (not last or self.t.at>0) # one that was cut off counts as begun
-        return '  '.join([f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values().items())])
+        return '  '.join([f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values(last).items())])
     def bar(self) -> str:
         took,done = time.monotonic()-self.began, self.part()
         rate = (self.t.step-self.first)/max(took,1e-9)
         drawn = f'{done:4.0%} ' + ('━'*round(20*done)).ljust(20,'╌') + '  ' if done is not None else ''
-        left = f'{_clock(took)}<{_clock((self.t.last_step-self.t.step)/rate)}' if done and rate else _clock(took)
-        return f'{drawn}{self.line()}  {rate:.3g} steps/s  {left}'
+        left = f'{_clock(took)}<{_clock(took/done-took)}' if done else _clock(took)
+        return f'{drawn}{self.line()}  {rate:,.0f} steps/s  {left}' if rate>=10 else f'{drawn}{self.line()}  {rate:.2g} steps/s  {left}'
 
     def _draw(self, last=False):
         if self.mode=='notebook': return self._show(last)

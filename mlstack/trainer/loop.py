@@ -43,7 +43,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/05_loop.ipynb #a85528de
+# %% ../../nbs/trainer/05_loop.ipynb #a1690a66
 class Trainer:
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -85,6 +85,7 @@ class Trainer:
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,{},False
 
+    def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
