@@ -11,7 +11,8 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
 sys.path[0] = str(root)  # this file is called site.py; its folder must not stand before the standard library
-nbs, work, out = root/'nbs', root/'_proc'/'site', root/'_site'
+nbs, out = root/'nbs', root/'_site'
+work, built = root/'_proc'/'site', root/'_proc'/'built'/'html'  # myst-nb writes images beside the folder it builds into
 
 # The sidebar: the floors of the house in the order of the lecture.
 floors = {
@@ -100,18 +101,19 @@ def signature(obj, name, node, source):
         lines = ast.get_source_segment(source, node).split('\n')
         return '\n'.join(lines[:12] + ['…'] * (len(lines) > 12)), (obj.__doc__ or '') if isinstance(obj, type) else ''
     from nbdev.showdoc import show_doc
-    _, sig, doc = re.split(r'^```(?:python)?\n', show_doc(obj, name=name)._repr_markdown_(), maxsplit=2, flags=re.M)
+    _, sig, doc = re.split(r'^```(?:python)?(?:\n|$)', show_doc(obj, name=name)._repr_markdown_(), maxsplit=2, flags=re.M)
     sig = re.sub(r'^def ', 'class ' if isinstance(obj, type) else 'def ', sig.strip().replace(':NoneType=', '='))
     if hasattr(obj, '_field_defaults'): sig = f'class {name}({", ".join(o + (f"={obj._field_defaults[o]!r}" if o in obj._field_defaults else "") for o in obj._fields)})'
     return header(node, source) or sig, re.sub(r'^\*(.*)\*$', r'\1', doc.strip(), flags=re.S)
 
-def entry(page, module, name, node, source, level):
+def entry(page, module, name, node, source, above):
+    "Heading, signature and docstring of one name; `above` is the level of the heading before it."
     obj = module
     for o in name.split('.'): obj = getattr(obj, o)
     sig, doc = signature(obj, name.split('.')[-1], node, source)
     page.symbols[name] = doc.split('\n')[0]
-    level += name.count('.')
-    return '\n\n'.join([f'({anchor(page.module, name)})=\n{"#"*level} {name}', '{.signature}\n```python\n' + sig + '\n```', doc]).rstrip()
+    level = min(above + 1, 3 + name.count('.'))
+    return level, '\n\n'.join([f'({anchor(page.module, name)})=\n{"#"*level} {name}', '{.signature}\n```python\n' + sig + '\n```', doc]).rstrip()
 
 
 # Cells
@@ -129,20 +131,30 @@ def code(cell, source, *tags):
 def only_imports(source):
     return all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in ast.parse(source).body)
 
-def exported_cell(page, cell, module, level):
+def exported_cell(page, cell, module, above):
     "The documentation of what the cell defines, then its source, folded."
     if only_imports(cell.source): return []
     public = set(getattr(module, '__all__', ()))
-    docs = [entry(page, module, name, node, cell.source, level) for o in ast.parse(cell.source).body for name, node in documented(o, public) if name not in page.symbols]
-    return [markdown(o) for o in docs] + [code(cell, cell.source, 'hide-input')]
+    docs = []
+    for o in ast.parse(cell.source).body:
+        for name, node in documented(o, public):
+            if name in page.symbols: continue
+            above, text = entry(page, module, name, node, cell.source, above)
+            docs.append(markdown(text))
+    return docs + [code(cell, cell.source, 'hide-input')]
+
+def last_heading(cells):
+    "The level of the last heading so far."
+    for c in reversed(cells):
+        if c['cell_type'] == 'markdown' and (found := re.findall(r'^(#{1,6}) \S', re.sub(r'^```.*?^```', '', c['source'], flags=re.M | re.S), re.M)): return len(found[-1])
+    return 1
 
 def page_cells(page):
-    module, seen_h2, res = import_module(page.module) if page.module else None, False, []
+    module, res = import_module(page.module) if page.module else None, []
     for c in page.cells:
         if c.hidden or not c.source.strip(): continue
-        seen_h2 = seen_h2 or bool(c.kind == 'markdown' and re.search(r'^## ', c.source, re.M))
         try:
-            if c.exported: res += exported_cell(page, c, module, 3 if seen_h2 else 2)
+            if c.exported: res += exported_cell(page, c, module, last_heading(res))
             elif c.kind == 'code': res.append(code(c, c.source, *(['remove-input'] if c.directives.get('echo') == 'false' else [])))
             elif c.kind == 'markdown': res.append(markdown(c.source))
         except Exception as e: raise SystemExit(f'docs: {page.path.relative_to(root)}: {type(e).__name__}: {e}\nin the cell that begins: {c.source.splitlines()[0]}') from e
@@ -155,24 +167,32 @@ class Links:
     "Where a name in backticks, or a link to a notebook, leads."
     def __init__(self, pages):
         self.pages, self.where = {p.path: p for p in pages}, {}
+        self.rooms = {(p.folder, p.title): p for p in pages if not p.front} | {('', p.title): p for p in pages if p.front}
+        fronts = {p.folder: set(import_module(p.module).__all__) for p in pages if p.front and p.module}
         for p in pages:
+            p.public = fronts.get(p.folder, set()) if p.folder else set(p.symbols)
             for s in p.symbols:
                 to = anchor(p.module, s)
                 for k in (s, f'{p.module}.{s}', f'{p.module.removeprefix("mlstack.")}.{s}', f'{p.folder}.{s}' if p.folder else s): self.where.setdefault(k, {})[to] = p
 
     def find(self, name, page):
-        "The anchor of `name` as the reader of `page` would mean it: this page, this chapter, or the only one there is."
+        "The anchor of `name` as the reader of `page` would mean it: on this page, in this chapter, or the only public one there is."
         found = self.where.get(name, {})
-        for near in ([k for k, p in found.items() if p is page], [k for k, p in found.items() if p.folder == page.folder], list(found)):
+        mine = lambda p: p.folder == page.folder
+        known = lambda p: name.split('.')[0] in p.public or name.split('.')[0] in (p.folder, 'mlstack')
+        for near in ([k for k, p in found.items() if p is page], [k for k, p in found.items() if mine(p)], [k for k, p in found.items() if known(p)]):
             if len(near) == 1: return near[0]
 
     def name(self, m, page):
-        to = self.find(m[1].removesuffix('()'), page)
-        return f'[`{m[1]}`](#{to})' if to else m[0]
+        if to := self.find(m[1].removesuffix('()'), page): return f'[`{m[1]}`](#{to})'
+        room = self.rooms.get((page.folder, m[1])) or self.rooms.get(('', m[1].removeprefix('mlstack.')))
+        return f'[`{m[1]}`]({self.relative(room, page)})' if room and room is not page else m[0]
+
+    def relative(self, to, page): return posixpath.relpath(to.name, posixpath.dirname(page.name) or '.') + '.ipynb'
 
     def notebook(self, m, page):
         p = self.pages.get((page.path.parent/m[1]).resolve())
-        return f']({posixpath.relpath(p.name, posixpath.dirname(page.name) or ".")}.ipynb{m[2] or ""})' if p else m[0]
+        return f']({self.relative(p, page)}{m[2] or ""})' if p else m[0]
 
     def apply(self, text, page):
         res, fenced = [], False
@@ -185,14 +205,17 @@ class Links:
         return '\n'.join(res)
 
 def public_names(page, links):
-    "A front page ends with what its chapter makes public."
-    module = import_module(page.module)
-    rows = []
+    "A front page ends with what its chapter makes public, wherever it is defined."
+    module, rows = import_module(page.module), []
     for name in getattr(module, '__all__', ()):
-        to = links.find(name, page)
-        if not to or name in page.symbols: continue
-        room = links.where[name][to]
-        rows.append(f'| [`{name}`](#{to}) | {room.title} | {room.symbols[name].replace("|", chr(92) + "|")} |')
+        if name in page.symbols: continue
+        try: obj = getattr(module, name)
+        except ImportError as e: raise SystemExit(f'docs: {page.module} makes {name!r} public, and it cannot be loaded: {e}') from e
+        home = getattr(obj, '__module__', None)
+        to = anchor(home, name) if home and anchor(home, name) in links.where.get(name, {}) else links.find(name, page)
+        room = links.where[name][to] if to else None
+        doc = room.symbols[name] if room else (getattr(obj, '__doc__', None) or '').strip().split('\n')[0]
+        rows.append(f'| {f"[`{name}`](#{to})" if to else f"`{name}`"} | {room.title if room else ""} | {doc.replace("|", chr(92) + "|")} |')
     return '## Public names\n\n| name | room | |\n|---|---|---|\n' + '\n'.join(rows) if rows else ''
 
 
@@ -237,19 +260,32 @@ def write_pages():
         dst.write_text(json.dumps(dict(cells=body, metadata=meta, nbformat=4, nbformat_minor=5)), encoding='utf-8')
     return pages
 
+def copy_pictures():
+    "Pictures that lessons show from files; pages keep their folders, so relative paths hold."
+    for p in nbs.rglob('*'):
+        if p.suffix in ('.png', '.svg', '.jpg', '.gif', '.webp') and '.ipynb_checkpoints' not in p.parts:
+            dst = work/p.relative_to(nbs)
+            dst.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, dst)
+
 def build():
     "Write the pages and turn them into _site/; returns Sphinx's exit code."
     from sphinx.application import Sphinx
+    from sphinx.util.console import nocolor
     from mlstack import __version__
     pages = write_pages()
-    shutil.rmtree(out, ignore_errors=True)
+    if not sys.stderr.isatty(): nocolor()
+    shutil.rmtree(built.parent, ignore_errors=True)
     shutil.copytree(root/'docs'/'static', work/'_static')
+    copy_pictures()
     conf = dict(project='mlstack', version=__version__, extensions=['myst_nb'], html_theme='furo', html_title='mlstack', nb_execution_mode='off', nb_render_markdown_format='myst',
         nb_code_prompt_show='Source', nb_code_prompt_hide='Source', nb_number_source_lines=False, myst_enable_extensions=['attrs_block', 'colon_fence', 'deflist'], myst_heading_anchors=3,
         suppress_warnings=['misc.highlighting_failure', 'mystnb.unknown_mime_type'], html_static_path=['_static'], html_css_files=['site.css'], html_show_sourcelink=False, html_show_sphinx=False,
         html_copy_source=False, pygments_style='friendly', exclude_patterns=['_static'], html_theme_options=dict(navigation_with_keys=True))
-    app = Sphinx(str(work), None, str(out), str(work.parent/'doctrees'), 'html', confoverrides=conf, status=None, freshenv=True, warningiserror=True, exception_on_warning=False)
+    app = Sphinx(str(work), None, str(built), str(work.parent/'doctrees'), 'html', confoverrides=conf, status=None, freshenv=True, warningiserror=True, exception_on_warning=False)
     app.build(force_all=True)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.copytree(built, out)
     if app.statuscode == 0: print(f'docs: {len(pages)} pages in {out.relative_to(root)}/, open {out.relative_to(root)}/index.html')
     return app.statuscode
 

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #3f48faf9
+# %% ../nbs/00_core.ipynb #b63c7100
+_commands = 'apt-get', 'cd', 'export', 'git', 'make', 'mlstack', 'pip', 'python'
+
 class MlstackError(Exception):
     "What was wrong, where it was, and what to do next; `str()` joins the three."
     def __init__(self,
@@ -28,6 +30,7 @@ class MlstackError(Exception):
 
     def __str__(self):
         at = f' ({self.where})' if self.where else ''
+        if self.do.split(' ')[0] in _commands: return f'{self.what}{at}: {self.do}' # to be copied as it is
         return f"{self.what}{at}. {self.do[:1].upper()+self.do[1:]}{'.' if self.do and self.do[-1] not in '.!?' else ''}".rstrip()
 
 # %% ../nbs/00_core.ipynb #be9b8efd

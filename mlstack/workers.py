@@ -324,12 +324,11 @@ class Task:
         "Answer the `ask` of the function."
         if self.worker: self.worker.send('reply', value)
 
-# %% ../nbs/01_workers.ipynb #67123c72
-def _cells(fn):
-    "Source lines of `fn` and of the functions it names, where they live in notebook cells: tracebacks can show them."
-    code = getattr(fn, '__code__', None)
-    if code is None: return {}
-    near = [code, *(g.__code__ for n in code.co_names if hasattr(g := fn.__globals__.get(n), '__code__'))]
+# %% ../nbs/01_workers.ipynb #53adc393
+def _cells(*fns):
+    "Source lines of functions and of those they name, where they live in notebook cells: tracebacks can show them."
+    code = lambda o: getattr(o, '__code__', None)
+    near = [c for f in fns if code(f) for c in (code(f), *(code(f.__globals__.get(n)) for n in code(f).co_names)) if c]
     return {f: linecache.getlines(f) for f in {c.co_filename for c in near} if not os.path.exists(f)}
 
 class Pool:
@@ -362,7 +361,7 @@ class Pool:
         try: payload = cloudpickle.dumps((fn,args,kwargs))
         except Exception as e:
             raise MlstackError(f'{getattr(fn,"__name__",fn)!r} or its arguments cannot be sent to a process: {e}', do='open files, locks and runs inside the function instead') from e
-        call = dict(payload=payload, context=ctx, env=env, cwd=os.getcwd(), path=list(sys.path), argv=list(sys.argv), threads=self.threads, cells=_cells(fn))
+        call = dict(payload=payload, context=ctx, env=env, cwd=os.getcwd(), path=list(sys.path), argv=list(sys.argv), threads=self.threads, cells=_cells(fn, *args))
         task = Task(self, new_id(), call)
         with self._lock:
             if self._closing: raise MlstackError('this pool is closed', do='make a new one')

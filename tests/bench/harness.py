@@ -1,0 +1,103 @@
+"Runs a case: rows in turns, each measurement in its own process, and writes what was found with everything needed to doubt it."
+import json, os, platform, subprocess, sys, time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tests import house
+from tests.bench.peers import python_of
+
+here = Path(__file__).resolve().parent
+results = here/'results'
+
+@dataclass
+class Row:
+    "One line of a table: whose environment, which script of measure/, with which arguments, and the packages whose versions to record."
+    env: str
+    script: str
+    args: list = field(default_factory=list)
+    packages: list = field(default_factory=list)
+
+@dataclass
+class Case:
+    name: str
+    title: str
+    how: str     # how each figure was measured, for the reader of the table
+    rows: dict   # label -> Row
+    figures: dict  # key in a script's answer -> (column title, unit); counts first
+    repeats: int = 7
+    timeout: int = 300
+
+def versions(python, packages):
+    code = 'import importlib.metadata as m, json, sys\nprint(json.dumps({o: m.version(o) for o in sys.argv[1:]}))'
+    return json.loads(subprocess.run([python, '-c', code, *packages], capture_output=True, text=True, check=True, env=house.environment()).stdout)
+
+def machine():
+    import psutil
+    cpu = next((l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name')), '') if os.path.exists('/proc/cpuinfo') else platform.processor()
+    return dict(cpu=cpu or platform.machine(), cores=os.cpu_count(), memory_gb=round(psutil.virtual_memory().total/2**30), system=platform.system(), python=platform.python_version(),
+        load=[round(o, 2) for o in os.getloadavg()])
+
+def commit():
+    git = lambda *a: subprocess.run(['git', *a], cwd=house.root, capture_output=True, text=True).stdout.strip()
+    return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '--', 'mlstack') else '')
+
+def measure(python, row, timeout):
+    "One measurement: the numbers the script prints as JSON on its last line."
+    r = house.run(python, here/'measure'/row.script, *row.args, timeout=timeout, env=house.environment(PYTHONPATH=house.root if row.env == 'project' else '', MLSTACK_PROGRESS='0'))
+    if r.returncode: raise RuntimeError(r.stdout.strip()[-1500:])
+    return json.loads(r.stdout.strip().splitlines()[-1])
+
+def quantile(xs, q):
+    xs, at = sorted(xs), q*(len(xs) - 1)
+    lo = int(at)
+    return xs[lo] + (xs[min(lo + 1, len(xs) - 1)] - xs[lo])*(at - lo)
+
+def summary(answers, key):
+    xs = [a[key] for a in answers if a.get(key) is not None]
+    return dict(median=quantile(xs, .5), low=quantile(xs, .25), high=quantile(xs, .75), n=len(xs), values=[round(x, 6) for x in xs]) if xs else None
+
+def run_case(case, repeats=None, only=None, write=True):
+    "Measure, print the table, write the JSON; returns whether every row could be measured."
+    started, failed, answers, pythons = time.strftime('%Y-%m-%d'), {}, {}, {}
+    for label, row in case.rows.items():
+        if only and only not in label: continue
+        try: pythons[label] = python_of(row.env)
+        except (RuntimeError, subprocess.SubprocessError, OSError) as e: failed[label] = str(e)
+    n = repeats or case.repeats
+    for turn in range(-1, n):  # turn -1 warms caches and is thrown away
+        for label, python in pythons.items():
+            if label in failed: continue
+            print(f'\r{case.name}: turn {max(turn, 0) + 1} of {n}, {label:<40}', end='', file=sys.stderr, flush=True)
+            try: got = measure(python, case.rows[label], case.timeout)
+            except (RuntimeError, AssertionError, ValueError) as e: failed[label] = str(e); continue
+            if turn >= 0: answers.setdefault(label, []).append(got)
+    print('\r' + ' '*90 + '\r', end='', file=sys.stderr)
+    rows = {l: dict(figures={k: s for k in case.figures if (s := summary(a, k))}, versions=versions(pythons[l], case.rows[l].packages)) for l, a in answers.items() if l not in failed}
+    res = dict(case=case.name, title=case.title, how=case.how, date=started, command=f'python -m tests.bench {case.name}', commit=commit(), machine=machine(), repeats=n,
+        figures={k: dict(title=t, unit=u) for k, (t, u) in case.figures.items()}, rows=rows)
+    show(res, failed)
+    if failed: print(f'{case.name}: not every row could be measured, so {case.name}.json stays as it was', file=sys.stderr)
+    elif write:
+        results.mkdir(exist_ok=True)
+        (results/f'{case.name}.json').write_text(json.dumps(res, indent=1, ensure_ascii=False) + '\n')
+    return not failed
+
+def show(res, failed):
+    from rich.console import Console
+    from rich.table import Table
+    t = Table(title=f'{res["title"]} ({res["repeats"]} turns, {res["date"]})', title_justify='left')
+    t.add_column('')
+    for f in res['figures'].values(): t.add_column(f'{f["title"]}' + (f' ({f["unit"]})' if f['unit'] else ''), justify='right')
+    t.add_column('versions')
+    for label, row in res['rows'].items():
+        t.add_row(label, *[cell(row['figures'].get(k)) for k in res['figures']], ' '.join(f'{k} {v}' for k, v in row['versions'].items()))
+    for label, why in failed.items(): t.add_row(label, f'[red]{why.splitlines()[-1][:100] if why else "failed"}')
+    Console(width=150 if not sys.stdout.isatty() else None).print(t)
+
+def number(x): return f'{x:,.0f}' if abs(x) >= 100 else f'{x:.3g}'
+def cell(s): return '' if s is None else number(s['median']) if s['low'] == s['high'] else f'{number(s["median"])}  [{number(s["low"])} to {number(s["high"])}]'
+
+def draw_again():
+    "Let nbs/benchmarks.ipynb show what was written: its outputs are stored, as every lesson's are."
+    for command in (['nbdev-test', 'nbs/benchmarks.ipynb', '--save'], ['nbdev-clean', '--fname', 'nbs/benchmarks.ipynb']):
+        r = house.run(*command, timeout=300)
+        if r.returncode: raise SystemExit(f'bench: the results are written, but {" ".join(command)} failed:\n{r.stdout[-2000:]}')

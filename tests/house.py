@@ -1,0 +1,127 @@
+"What the tests know about the house: its notebooks, its modules, and how to run a process that cannot outlive its test."
+import ast, json, os, re, shutil, signal, subprocess, sys, time, uuid
+from pathlib import Path
+
+root = Path(__file__).resolve().parent.parent
+nbs, lib = root/'nbs', root/'mlstack'
+
+# From the ground up: a chapter may import what stands before it. cli and demo share the top floor.
+floors = ['core', 'workers', 'env', 'hardware', 'tracking', 'trainer', 'ddp', 'resources', 'sweeps', 'lifecycle', 'demo', 'cli']
+
+apt_line = 'apt-get install -y $(cat requirements/debian.txt)'
+
+
+# The house
+
+def notebooks():
+    "Every lesson, in the order of the house."
+    return sorted(p for p in nbs.rglob('*.ipynb') if not any(o[0] in '._' for o in p.relative_to(nbs).parts))
+
+def cells(path): return json.loads(Path(path).read_text(encoding='utf-8'))['cells']
+
+def exports_to(path):
+    "The module a notebook exports (`mlstack.trainer`, `mlstack.trainer.loop`), or None."
+    for c in cells(path):
+        if c['cell_type'] == 'code' and (m := re.search(r'^\s*#\|\s*default_exp\s+(\S+)', ''.join(c['source']), re.M)):
+            return 'mlstack.' + m[1].removesuffix('.__init__')
+
+def label(path): return str(Path(path).relative_to(root)).removesuffix('.ipynb').removesuffix('.py')
+
+def modules():
+    "Name -> file of every module of the package, private ones left out."
+    found = {}
+    for p in sorted(lib.rglob('*.py')):
+        parts = p.relative_to(root).with_suffix('').parts
+        if '__pycache__' in parts or any(o[0] == '_' and o != '__init__' for o in parts): continue
+        found['.'.join(parts).removesuffix('.__init__')] = p
+    return found
+
+def chapter(module): return (module.split('.') + [''])[1]
+def chapters(): return [c for c in dict.fromkeys(map(chapter, modules())) if c]
+def tree(path): return ast.parse(Path(path).read_text(encoding='utf-8'))
+
+
+# Processes
+
+def environment(**extra):
+    "The variables a test's process gets: this checkout first, one thread, nothing of a run around it."
+    env = {k: v for k, v in os.environ.items() if not k.startswith('MLSTACK_') and k not in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'IN_TEST')}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+    return env | dict(PATH=path, PYTHONPATH=str(root), OMP_NUM_THREADS='1', MPLBACKEND='Agg', JUPYTER_PLATFORM_DIRS='1') | {k: str(v) for k, v in extra.items()}
+
+def carrying(mark):
+    "The live processes that were started with this mark in their environment."
+    import psutil
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if p.status() != psutil.STATUS_ZOMBIE and p.environ().get('HOUSE_TEST') == mark: found.append(p)
+        except (psutil.Error, OSError): pass
+    return found
+
+def kill(processes):
+    "End them, and wait until they are gone."
+    import psutil
+    for o in processes:
+        try: o.kill()
+        except psutil.Error: pass
+    psutil.wait_procs(processes, 5)
+
+def run(*command, timeout=600, cwd=root, env=None, input=None, leave_nothing=False):
+    """Run a command to its end; everything it started is killed at the time-out.
+    With `leave_nothing` processes that are still there five seconds after it ended are an error."""
+    mark = uuid.uuid4().hex
+    env = (environment() if env is None else env) | dict(HOUSE_TEST=mark)
+    p = subprocess.Popen([str(o) for o in command], cwd=cwd, env=env, stdin=subprocess.PIPE if input else subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors='replace', start_new_session=True)
+    late = None
+    try: out, _ = p.communicate(input, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        late = [' '.join(o.cmdline()[:6]) for o in carrying(mark)]
+        out = ''
+    finally:
+        if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
+        end = time.monotonic() + (5 if leave_nothing and late is None else 0)
+        while (left := carrying(mark)) and time.monotonic() < end: time.sleep(.1)
+        names = [' '.join(o.cmdline()[:6]) for o in left if o.is_running()]
+        kill(left)
+        if late is not None: out = p.communicate()[0]
+    if late is not None: raise AssertionError(f'{" ".join(map(str, command))} did not end in {timeout} s; killed: {late}\n{out[-3000:]}')
+    if leave_nothing and names: raise AssertionError(f'{" ".join(map(str, command))} left processes behind: {names}')
+    return subprocess.CompletedProcess(command, p.returncode, out)
+
+def python(code, *args, **kw): return run(sys.executable, '-c', code, *args, **kw)
+
+def cpu_seconds(*command):
+    "User and system time of one run of a command, without its children's children that outlive it."
+    p = subprocess.Popen([str(o) for o in command], cwd=root, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    err = p.stderr.read()
+    _, status, use = os.wait4(p.pid, 0)
+    p.returncode = os.waitstatus_to_exitcode(status)
+    assert p.returncode == 0, f'{command}: {err}'
+    return use.ru_utime + use.ru_stime
+
+
+# Capabilities
+
+def programs_missing(names):
+    path = os.pathsep.join([os.environ.get('PATH', ''), '/usr/sbin', '/sbin', '/usr/lib/chromium'])
+    return [o for o in names if not shutil.which(o, path=path)]
+
+def _private_mount(size, folder, command):
+    user = [] if os.geteuid() == 0 else ['--map-root-user']
+    return ['unshare', '--mount', *user, 'sh', '-c', f'mount -t tmpfs -o size={size} tmpfs "$1" && shift && exec "$@"', 'sh', str(folder), *command]
+
+def on_small_disk(code, folder, size='128k', timeout=120, **env):
+    "Run Python code with `folder` being a tmpfs of that size, in a mount namespace of its own; needs the probe `small_disk`."
+    return run(*_private_mount(size, folder, [sys.executable, '-c', code]), timeout=timeout, env=environment(**env))
+
+def small_disk():
+    import tempfile
+    if sys.platform != 'linux' or programs_missing(['unshare', 'mount']): return 'no unshare and mount here'
+    with tempfile.TemporaryDirectory() as d:
+        r = subprocess.run(_private_mount('64k', d, ['true']), capture_output=True, text=True)
+    return None if r.returncode == 0 else f'a tmpfs cannot be mounted here: {r.stderr.strip()[:80]}'
+
+# Name -> function that says why this machine cannot, or None where it can: `@pytest.mark.probe("small_disk")`.
+probes = dict(small_disk=small_disk)
