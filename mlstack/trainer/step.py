@@ -199,15 +199,14 @@ def schedule_for(schedule):
     if not callable(schedule): raise StepError(f'a schedule cannot be a {type(schedule).__name__}', 'Trainer', f'choose from {", ".join(schedules)}, a function of progress from 0 to 1, or a torch scheduler')
     return schedule
 
-# %% ../../nbs/trainer/02_step.ipynb #b53d9756
+# %% ../../nbs/trainer/02_step.ipynb #4251a5c5
 def params_of(optimizer): return [p for g in optimizer.param_groups for p in g['params']]
 
-def clipper(optimizer, clip, scaler=None):
+def clipper(optimizer, clip):
     "The action that clips the gradients' norm to `clip` on the device and records it."
     params = params_of(optimizer)
     norm = torch.nn.utils.clip_grad_norm_
     def act(values):
-        if scaler is not None: scaler.unscale_(optimizer)
         values['grad_norm'] = norm(params, clip)
     return act
 
