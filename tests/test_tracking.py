@@ -420,7 +420,7 @@ def test_a_cuda_tensor_does_not_make_the_caller_wait(folder):
         torch.cuda._sleep(2_000_000_000)  # about a second of the device
         loss += 1
         begin = time.perf_counter()
-        for i in range(5):
+        for _ in range(5):
             run.log({'loss': loss, 'lr': .1})
             loss += 1                      # in place: what was logged must not change
         assert not side.query()            # all five calls returned while the device was still busy
