@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -314,6 +315,20 @@ def test_a_callback_may_skip_change_and_stop():
     m = Meddle()
     t = Trainer(tiny(), [samples(8)]*9, F.cross_entropy, callbacks=[m]).fit(epochs=2)
     assert m.sizes==[4]*8 and t.epoch==2 and t.step==8 and all(g>0 for g in m.grads)
+
+
+def test_a_trainer_goes_when_nobody_holds_it(monkeypatch):
+    "No reference cycle: a DDP module must be gone before its process group is."
+    monkeypatch.setenv('MLSTACK_PROGRESS', 'yes')
+    class Peek(Callback):
+        def before_update(self, t): pass
+    gc.collect(); gc.disable()
+    try:
+        t = Trainer(tiny(), [samples(8)]*9, F.cross_entropy, schedule='linear', clip=1., callbacks=[Peek()]).fit(epochs=2)
+        gone = weakref.ref(t)
+        del t
+        assert gone() is None
+    finally: gc.enable()
 
 
 def test_time_ends_a_fit():

@@ -207,7 +207,7 @@ class EarlyStopping(Callback):
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #7219a40c
+# %% ../../nbs/trainer/03_callbacks.ipynb #545f05f8
 def _notebook():
     ip = sys.modules.get('IPython')
     return ip is not None and type(ip.get_ipython()).__name__=='ZMQInteractiveShell'
@@ -234,6 +234,7 @@ class Progress(Callback):
         if not hasattr(self,'done'): return
         self.done.set(); self.thread.join()
         self._draw(last=True)
+        self.t = None # a trainer that nobody needs any more goes at once, and its parallel module with it
 
     def _watch(self):
         while not self.done.wait(self.quiet if self.mode=='line' else self.every): self._draw()
