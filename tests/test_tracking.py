@@ -225,6 +225,20 @@ run.log(loss=1e6)
     assert sorted(r.metric('loss')[2].tolist()) == sorted([*range(100), *range(100, 200), *range(100, 200), 1e6])
 
 
+def test_a_forked_child_that_logs_nothing_makes_no_file(folder):
+    ended(python("""
+import os, sys, mlstack.tracking as track
+run = track.init(project='fork')
+for i in range(3):
+    pid = os.fork()
+    if not pid: sys.exit(0)
+    os.waitpid(pid, 0)
+run.log(loss=1.)
+"""))
+    r = runs()[0]
+    assert (r.state, len(r.facts.writers), len(list((r.path/'lanes').iterdir()))) == ('finished', 1, 1)
+
+
 def test_threads_come_and_go_without_a_file_each(folder):
     run = track.init(project='threads')
     def work(i): run.log(loss=float(i))
@@ -345,6 +359,14 @@ def test_a_wandb_script_runs_unchanged(folder):
     assert len(rs) == 3 and first.config == {'learning_rate': .02, 'epochs': 10, 'extra': 1} and first.tags == ('a',)
     assert (first.summary['best_acc'], first.summary['n'], len(first.metric('loss')[0])) == (.99, 3, 10)
     assert sorted(r.config.lr for r in runs('lr > 0')) == [.1, .2] and all(r.state == 'finished' for r in rs)
+
+
+def test_an_open_run_can_be_read_and_compared(folder):
+    a = track.init(project='open', config=dict(lr=.1))
+    a.log(loss=1.)
+    b = track.init(project='open', config=dict(lr=.2), reinit='create_new')
+    assert a.diff(b).config == {'lr': (.1, .2)} and a.record().state == 'running' and a.record().summary == {'loss': 1.}
+    assert a.name in a._repr_html_()
 
 
 def test_a_second_init_ends_the_first_run(folder):

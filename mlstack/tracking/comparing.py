@@ -174,7 +174,7 @@ def _unknown(param, records):
     near = get_close_matches(param, known, 1)
     raise MlstackError(f'no run has a parameter {param!r}', f'{len(records)} runs', f'did you mean {near[0]!r}?' if near else f'known are {", ".join(known) or "none"}')
 
-# %% ../../nbs/tracking/04_comparing.ipynb #62732b29
+# %% ../../nbs/tracking/04_comparing.ipynb #e506884d
 def _leaves(d):
     "Nested dicts and lists as one flat dict, for facts that may be anything."
     out = {}
@@ -206,7 +206,8 @@ class Diff:
         return self.table._repr_html_()+code
 
 def diff(a, b) -> Diff:
-    "What differs in run `b` from run `a`."
+    "What differs in run `b` from run `a`; runs that are open may be given too."
+    a,b = (o.record() if hasattr(o,'record') else o for o in (a,b))
     patch = '\n'.join(unified_diff(a.patch.splitlines(), b.patch.splitlines(), f'{a.name}: code.diff', f'{b.name}: code.diff', lineterm='', n=2))
     moves = ('time','created','pid','seconds','uptime','changed','left_out','load','free','available','used')
     return Diff(a, b, config=_changes(a.config.as_dict(), b.config.as_dict()), metrics=_changes(a.summary, b.summary),

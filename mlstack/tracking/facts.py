@@ -97,7 +97,7 @@ class Summary(MutableMapping):
     def __setattr__(self, k, v): self[k] = v
     def __repr__(self): return f'Summary({self._all()})'
 
-# %% ../../nbs/tracking/01c_facts.ipynb #72f2001c
+# %% ../../nbs/tracking/01c_facts.ipynb #3986675a
 def _events(path, problems):
     "The events of one file."
     try: data = path.read_bytes()
@@ -106,16 +106,26 @@ def _events(path, problems):
         return
     for i,line in enumerate(data[:data.rfind(b'\n')+1].split(b'\n')[:-1], 1):
         try:
-            if line: yield json.loads(line)
-        except ValueError: problems.append(f'{path}, line {i}: this event is damaged and was left out')
+            if line: yield _checked(json.loads(line))
+        except (ValueError,TypeError): problems.append(f'{path}, line {i}: this event is damaged and was left out')
+
+def _checked(o):
+    "An event, if it has the form of one: a flipped bit may leave valid JSON."
+    need = dict(start=dict(process=dict), config=dict(v=object) if not o.get('gone') else dict(p=list), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict),
+        finish=dict(state=str, last=dict, lanes=dict)).get(o.get('k'), {}) if isinstance(o,dict) else dict(k=str)
+    if not isinstance(o,dict) or not isinstance(o.get('t'),(int,float)) or any(not isinstance(o.get(k),t) for k,t in need.items()): raise ValueError('no event')
+    if o.get('k')=='config' and not (('v' in o or 'gone' in o) and isinstance(o.get('p'),list) and all(isinstance(k,str) for k in o['p']) or 'p' not in o and isinstance(o.get('v'),dict)): raise ValueError('no event')
+    return o
 
 class RunFacts:
     "What the small files of a run say: `meta`, `config`, `summary`, `writers`, `artifacts`, and `problems` by file."
     def __init__(self, path):
         self.path,self.problems = Path(path),[]
         self.config,self.summary,self.last,self.counts,self.artifacts,self.writers = {},{},{},{},[],[]
-        try: self.meta = json.loads((self.path/'meta.json').read_bytes())
-        except ValueError: raise DamagedFile('this run cannot be read: meta.json is damaged', str(self.path), 'the other runs are read') from None
+        try:
+            self.meta = json.loads((self.path/'meta.json').read_bytes())
+            if not isinstance(self.meta['created'],(int,float)) or not isinstance(self.meta['id'],str): raise ValueError
+        except (ValueError,KeyError,TypeError): raise DamagedFile('this run cannot be read: meta.json is damaged', str(self.path), 'the other runs are read') from None
         events = []
         for file in sorted((self.path/'events').glob('*.jsonl')):
             mine = list(_events(file, self.problems))

@@ -98,7 +98,7 @@ class Record:
     def __repr__(self): return f'Record({self.name}, {self.project}/{self.id}, {self.state})'
     def _repr_html_(self): return Runs([self])._repr_html_()
 
-# %% ../../nbs/tracking/03_query.ipynb #c8ac6fdd
+# %% ../../nbs/tracking/03_query.ipynb #71aff805
 def _lanes(self):
     "The lanes of this run that can be read."
     if self._lanes is None:
@@ -119,7 +119,7 @@ def _others(self, prefix=''):
     for path in sorted((self.path/'lanes').glob(f'{prefix}*.jsonl')):
         bad = []
         for o in _events(path, bad):
-            if isinstance(o.get('v'),dict): yield o['s'],o['t'],o['v']
+            if isinstance(o.get('v'),dict) and isinstance(o.get('s'),int): yield o['s'],o['t'],o['v']
         for text in bad: self.problem(text)
 
 def _summary_of(self):

@@ -60,26 +60,32 @@ class Later:
         self.rows.put(None)
         self.thread.join()
 
-# %% ../../nbs/tracking/02_recorder.ipynb #fcff7c59
+# %% ../../nbs/tracking/02_recorder.ipynb #9f1d8e2f
 class Run:
     "The record of one execution. `init` makes one; see there."
     def __init__(self, path, meta, config, owner, ctx, step=0):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
-        self._listeners,self._lock,self._origins,self._final = (),threading.Lock(),None,{}
+        self._listeners,self._origins,self._final = (),None,{}
+        self._anew()
         self.config = Config(config, lambda path,v: self._event('config', **(dict(p=path, gone=1) if v is _gone else dict(p=path, v=plain(v)))))
         self.summary = Summary(self._last, lambda new,gone: self._event('summary', v=new, gone=gone))
         self._begin()
 
+    def _anew(self):
+        "No files yet. A forked child starts here too, because it must not touch its parent's; if it never logs it makes none."
+        self._local,self._writers,self._later,self._events,self._lock = threading.local(),[],None,None,threading.RLock()
+
     def _begin(self):
-        "Files of this process; again after a fork, whose child must not touch its parent's."
-        self._local,self._writers,self._later,self._writer_id,self._pid = threading.local(),[],None,new_id(),os.getpid()
+        self._writer_id = new_id()
         self._events = Lines(self.path/'events'/f'{self._writer_id}.jsonl')
         self._event('start', owner=self._owner, process=this_process(), command=command_line(), cwd=os.getcwd(),
             rank=self._ctx.rank, world_size=self._ctx.world_size, attempt=self._ctx.attempt)
+        _keep_syncing()
 
     def _event(self, kind, **fields):
         if self.state!='running': raise self._finished('this cannot be recorded')
+        if self._events is None: self._begin()
         self._events.add(dict(k=kind, t=time.time(), **fields))
 
     def _finished(self, what): return MlstackError(f'{what}: the run is {self.state}', f'run {self.id}', 'open another with init(), or go on with this one: init(id=..., resume=True)')
@@ -128,6 +134,7 @@ class Run:
         return writer.put
 
     def _new_writer(self):
+        if self._events is None: self._begin()
         writer = Writer(self.path/'lanes', f'{self._writer_id}-{len(self._writers)}', dict(run=self.id, rank=self._ctx.rank))
         writer.defer,writer.thread = self._defer,threading.current_thread()
         self._writers.append(writer)
@@ -171,12 +178,22 @@ class Run:
             last = self._last()
             counts = {k:n for o in self._writers for k,n in o.close().items()}
             if self._origins is not None: self._origins.join(30)
-            self._event('finish', state=state or ('failed' if exit_code else 'finished'), error=error, last=last, lanes=counts)
+            if self._events is not None: self._event('finish', state=state or ('failed' if exit_code else 'finished'), error=error, last=last, lanes=counts)
             self._final,self.state,self.error = last,state or ('failed' if exit_code else 'finished'),error
-            self._events.close()
+            if self._events is not None: self._events.close()
             self._local = threading.local()
         _forget(self)
 
+    def record(self):
+        "This run as a reader sees it now: its curves, summary and state."
+        from mlstack.tracking.query import Record
+        return Record(self.path)
+
+    def diff(self, other):
+        "What differs in the other run: config, metrics, code, environment."
+        return self.record().diff(other)
+
+    def _repr_html_(self): return self.record()._repr_html_()
     def __enter__(self): return self
     def __exit__(self, kind, e, tb): self.finish(**_how_it_ended(kind, e))
     def __repr__(self): return f'Run({self.name}, {self.project}/{self.id}, {self.state})'
@@ -288,7 +305,7 @@ def init(
     facts = None if made else RunFacts(path)
     return _start(path, meta, config, made, facts, ctx, runs)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #f2a47db3
+# %% ../../nbs/tracking/02_recorder.ipynb #33ddefb1
 def _rejoin(run, config, ctx):
     run.config.setdefaults(as_config(config))
     run._stop = ctx.stop
@@ -308,7 +325,6 @@ def _start(path, meta, config, made, facts, ctx, runs):
         run._origins.start()
     _open[path] = run
     _current.append(run)
-    _keep_syncing()
     if not ctx.run and core._scope.get(None) is None: # inside core.use() the context is the caller's
         _published[run.id] = ctx
         set_process_context(ctx.replace(run=run.id, project=run.project, **({'runs':str(Path(os.path.abspath(runs)))} if hasattr(ctx,'runs') else {})))
@@ -320,7 +336,7 @@ def _forget(run):
     before = _published.pop(run.id, None)
     if before is not None and core._process is not None and core._process.run==run.id: set_process_context(before)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #25657ec0
+# %% ../../nbs/tracking/02_recorder.ipynb #f3164777
 def _at_exit():
     "Finish what is open: failed if the program died of an exception. A notebook's last error is not its end."
     notebook = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)() is not None
@@ -331,15 +347,15 @@ def _at_exit():
 
 def _after_fork():
     for run in _open.values():
-        run._owner,run._origins,run._lock = False,None,threading.Lock()
-        run._begin()
-    if _open: _keep_syncing()
+        run._owner,run._origins = False,None
+        run._anew()
 
 def _sync_each_second():
     "While a run is open: have what was logged written to the disk, so that a power failure costs a second and not a minute."
     done = {}
-    while _open:
+    while True:
         time.sleep(1)
+        if not _open: return
         for lane in [lane for run in list(_open.values()) for writer in list(run._writers) for lane in list(writer.lanes.values())]:
             pos,fd = lane.pos,lane.fd
             if fd is None or done.get(lane.path)==pos: continue
