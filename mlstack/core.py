@@ -82,7 +82,7 @@ known_settings = dict(
     progress = Setting(True,      bool,  help='draw progress bars'),
 )
 
-# %% ../nbs/00_core.ipynb #8989575a
+# %% ../nbs/00_core.ipynb #c10b6669
 class Settings:
     "The settings in force, read-only; `where` tells for each key what said it."
     def __init__(self, values, where): vars(self).update(values, where=where)
@@ -93,14 +93,14 @@ def _ini_section(path):
     "Section [mlstack] of the file as text, or None where the file has no such section."
     from configparser import ConfigParser, Error
     cp = ConfigParser(interpolation=None, inline_comment_prefixes=(';','#'), default_section='\0', strict=True)
-    try: cp.read_string(path.read_text(encoding='utf-8'), source=str(path))
-    except (Error,UnicodeDecodeError) as e: raise MlstackError(f'this file cannot be read: {str(e).splitlines()[0]}', str(path), 'mend the line or remove the file') from None
+    try: cp.read_string(path.read_text(encoding='utf-8-sig'), source=str(path))
+    except (Error,UnicodeDecodeError,OSError) as e: raise MlstackError(f'this file cannot be read: {str(e).splitlines()[0]}', str(path), 'mend the line or remove the file') from None
     return dict(cp['mlstack']) if cp.has_section('mlstack') else None
 
 def _find_ini(folder):
     for d in (folder,*folder.parents):
         p = d/'settings.ini'
-        if p.is_file() and (sec := _ini_section(p)) is not None: return p,sec
+        if os.path.isfile(p) and (sec := _ini_section(p)) is not None: return p,sec
     return None,{}
 
 def _nearest(name, names):
