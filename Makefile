@@ -26,7 +26,7 @@ docs: venv
 	@$(BIN)/python docs/site.py build
 
 lab: venv
-	@cd $(CURDIR) && PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-install-hooks && $(BIN)/jupyter lab --notebook-dir=$(CURDIR)/nbs $(LAB_ARGS)
+	@cd $(CURDIR) && PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-install-hooks && $(BIN)/jupyter lab --notebook-dir=$(CURDIR)/nbs $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS)
 
 # The environment: made from the lock, left alone while the files that define it are the same.
 venv:

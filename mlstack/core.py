@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-# %% ../nbs/00_core.ipynb #3f48faf9
+# %% ../nbs/00_core.ipynb #b63c7100
+_commands = 'apt-get', 'cd', 'export', 'git', 'make', 'mlstack', 'pip', 'python'
+
 class MlstackError(Exception):
     "What was wrong, where it was, and what to do next; `str()` joins the three."
     def __init__(self,
@@ -28,6 +30,7 @@ class MlstackError(Exception):
 
     def __str__(self):
         at = f' ({self.where})' if self.where else ''
+        if self.do.split(' ')[0] in _commands: return f'{self.what}{at}: {self.do}' # to be copied as it is
         return f"{self.what}{at}. {self.do[:1].upper()+self.do[1:]}{'.' if self.do and self.do[-1] not in '.!?' else ''}".rstrip()
 
 # %% ../nbs/00_core.ipynb #be9b8efd
@@ -79,7 +82,7 @@ known_settings = dict(
     progress = Setting(True,      bool,  help='draw progress bars'),
 )
 
-# %% ../nbs/00_core.ipynb #8989575a
+# %% ../nbs/00_core.ipynb #c10b6669
 class Settings:
     "The settings in force, read-only; `where` tells for each key what said it."
     def __init__(self, values, where): vars(self).update(values, where=where)
@@ -90,14 +93,14 @@ def _ini_section(path):
     "Section [mlstack] of the file as text, or None where the file has no such section."
     from configparser import ConfigParser, Error
     cp = ConfigParser(interpolation=None, inline_comment_prefixes=(';','#'), default_section='\0', strict=True)
-    try: cp.read_string(path.read_text(encoding='utf-8'), source=str(path))
-    except (Error,UnicodeDecodeError) as e: raise MlstackError(f'this file cannot be read: {str(e).splitlines()[0]}', str(path), 'mend the line or remove the file') from None
+    try: cp.read_string(path.read_text(encoding='utf-8-sig'), source=str(path))
+    except (Error,UnicodeDecodeError,OSError) as e: raise MlstackError(f'this file cannot be read: {str(e).splitlines()[0]}', str(path), 'mend the line or remove the file') from None
     return dict(cp['mlstack']) if cp.has_section('mlstack') else None
 
 def _find_ini(folder):
     for d in (folder,*folder.parents):
         p = d/'settings.ini'
-        if p.is_file() and (sec := _ini_section(p)) is not None: return p,sec
+        if os.path.isfile(p) and (sec := _ini_section(p)) is not None: return p,sec
     return None,{}
 
 def _nearest(name, names):

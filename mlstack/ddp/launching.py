@@ -7,13 +7,13 @@ Distributed training is one program that runs several times at once, each copy w
 # %% auto #0
 __all__ = ['join_group', 'leave_group', 'launch']
 
-# %% ../../nbs/ddp/01_launching.ipynb #55c282ec
+# %% ../../nbs/ddp/01_launching.ipynb #59ba348f
 import os, tempfile
 from datetime import timedelta
 from pathlib import Path
 
 from .. import workers
-from ..core import MlstackError, context
+from ..core import MlstackError, context, new_id
 from ..hardware import threads as threads_for
 
 # %% ../../nbs/ddp/01_launching.ipynb #d0727a2d
@@ -57,7 +57,7 @@ def _here(fn, args, kwargs, backend, timeout):
     dist.all_gather_object(results, value)
     return results
 
-# %% ../../nbs/ddp/01_launching.ipynb #26c42574
+# %% ../../nbs/ddp/01_launching.ipynb #f9022cc2
 def launch(
     fn, *args,      # called on every rank, by value
     nprocs=None,    # ranks; default: GPUs here, or 2 on a CPU
@@ -73,12 +73,12 @@ def launch(
     "Call `fn(*args, **kwargs)` on `nprocs` ranks of one process group. The first failing rank's traceback is raised; under torchrun, or inside a rank, it simply runs."
     ctx = context()
     if ctx.world_size > 1: return _here(fn, args, kwargs, backend, collective_timeout)
-    nprocs = nprocs or _default_nprocs()
+    nprocs,one = nprocs or _default_nprocs(),ctx.run or new_id() # ranks that open a run open the same one
     if nprocs < 1: raise MlstackError(f'nprocs={nprocs}', 'launch', 'ask for one rank or more')
     with tempfile.TemporaryDirectory(prefix='mlstack-launch-') as tmp:
         keep = ctx.checkpoints or (f'{tmp}/checkpoints' if max_restarts else '')
         for attempt in range(max_restarts+1):
-            contexts = [dict(rank=r, local_rank=r, world_size=nprocs, attempt=ctx.attempt+attempt, checkpoints=keep) for r in range(nprocs)]
+            contexts = [dict(run=one, rank=r, local_rank=r, world_size=nprocs, attempt=ctx.attempt+attempt, checkpoints=keep) for r in range(nprocs)]
             envs = [dict(env or {}, RANK=r, LOCAL_RANK=r, WORLD_SIZE=nprocs, LOCAL_WORLD_SIZE=nprocs) for r in range(nprocs)]
             try:
                 return workers.run(_rank, fn, args, kwargs, str(Path(tmp,f'store-{attempt}')), backend, collective_timeout, nprocs=nprocs,

@@ -18,7 +18,7 @@ from .lanes import flat
 from .query import best_value, direction, series
 from .tables import Spark, Table, show
 
-# %% ../../nbs/tracking/04_comparing.ipynb #5b23ecee
+# %% ../../nbs/tracking/04_comparing.ipynb #7e9ee803
 def _key(v):
     "Values that are equal as parameters: 1 and 1.0 are, 1 and '1' are not."
     return show(v) if isinstance(v,(list,dict)) else v if isinstance(v,(int,float,str,bool,type(None))) else repr(v)
@@ -56,7 +56,7 @@ def compare(
     configs = [flat(o.config) for o in records]
     params,same = differing(configs)
     header = ['name','state',*params[:8]] + [h for m in metrics for h in (m,'')]
-    rows = [[o.name,o.state,*(c.get(k) for k in params[:8])] + [v for m in metrics for v in (o.summary.get(m), Spark(_numbers(o,m)))] for o,c in zip(records,configs)]
+    rows = [[o.name,o.state,*(c.get(k) for k in params[:8])] + [v for m in metrics for v in (o.summary.get(m), Spark(lambda o=o,m=m: _numbers(o,m)))] for o,c in zip(records,configs)]
     shared = ', '.join(f'{k}={show(configs[0][k])}' for k in same) if len(records)>1 else ''
     note = '\n'.join(o for o in (f'the same in all: {shared}' if shared else '', f'{len(params)-8} more parameters differ' if len(params)>8 else '') if o)
     return Table(header, rows, note=note)
@@ -174,7 +174,7 @@ def _unknown(param, records):
     near = get_close_matches(param, known, 1)
     raise MlstackError(f'no run has a parameter {param!r}', f'{len(records)} runs', f'did you mean {near[0]!r}?' if near else f'known are {", ".join(known) or "none"}')
 
-# %% ../../nbs/tracking/04_comparing.ipynb #62732b29
+# %% ../../nbs/tracking/04_comparing.ipynb #e506884d
 def _leaves(d):
     "Nested dicts and lists as one flat dict, for facts that may be anything."
     out = {}
@@ -206,7 +206,8 @@ class Diff:
         return self.table._repr_html_()+code
 
 def diff(a, b) -> Diff:
-    "What differs in run `b` from run `a`."
+    "What differs in run `b` from run `a`; runs that are open may be given too."
+    a,b = (o.record() if hasattr(o,'record') else o for o in (a,b))
     patch = '\n'.join(unified_diff(a.patch.splitlines(), b.patch.splitlines(), f'{a.name}: code.diff', f'{b.name}: code.diff', lineterm='', n=2))
     moves = ('time','created','pid','seconds','uptime','changed','left_out','load','free','available','used')
     return Diff(a, b, config=_changes(a.config.as_dict(), b.config.as_dict()), metrics=_changes(a.summary, b.summary),

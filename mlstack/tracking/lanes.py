@@ -16,14 +16,16 @@ from zlib import crc32
 
 from ..core import MlstackError, new_id
 
-# %% ../../nbs/tracking/01_lanes.ipynb #bd0de41a
+# %% ../../nbs/tracking/01_lanes.ipynb #eb13144a
 MAGIC,BLOCK = b'mlslane1',4096
 _head = Struct('<8sIII') # magic, bytes of the whole header, bytes of its JSON, CRC-32 of the JSON
 
 class DamagedFile(MlstackError):
     "A file of a run that cannot be read; it is reported by name and everything else is read."
 
-def record_struct(n): return Struct(f'<q{n}dd')
+def record_struct(n):
+    "The layout of a record with `n` values."
+    return Struct(f'<q{n}dd')
 
 def typed(record, types):
     "A record as (step, values, time); what came as a whole number is one again."
@@ -36,12 +38,13 @@ def lane_header(keys, info, types):
     size = -(-(_head.size+len(text))//BLOCK)*BLOCK
     return (_head.pack(MAGIC, size, len(text), crc32(text)) + text).ljust(size, b'\0')
 
-# %% ../../nbs/tracking/01_lanes.ipynb #3dcb8f56
+# %% ../../nbs/tracking/01_lanes.ipynb #0fa7359b
 FIRST,MOST = 64<<10,16<<20
 _no_map = {errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 _no_space = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 def disk_full(path, e):
+    "What `log` raises for a point that could not be stored."
     return MlstackError(f'this point could not be stored: {os.strerror(e.errno).lower()}', str(path),
         'free some space; everything logged before is in the file, and the next log() tries again')
 
@@ -304,7 +307,7 @@ def read_header(path):
     if len(data)<size or crc32(text)!=crc: raise bad('its header is damaged')
     return json.loads(text),size
 
-# %% ../../nbs/tracking/01_lanes.ipynb #522216e2
+# %% ../../nbs/tracking/01_lanes.ipynb #02814c9c
 class LaneFile:
     "A lane as a reader sees it, while it is written or long after."
     def __init__(self, path):
@@ -339,7 +342,8 @@ class LaneFile:
         n = self.count()-since
         if n<=0: return np.zeros(0, dtype)
         # only what is committed is mapped: a writer that finishes cuts the rest off, and touching that would be a SIGBUS
-        rows = np.memmap(self.path, dtype, 'r', self.start+since*self.size, (n,))
+        try: rows = np.memmap(self.path, dtype, 'r', self.start+since*self.size, (n,))
+        except OSError: rows = np.fromfile(self.path, dtype, n, offset=self.start+since*self.size) # a file system without mmap
         ok = (rows['time']>1e8) & (rows['time']<1e11) # after a power loss a page of the middle may be zeros
         return rows if ok.all() else rows[ok]
 

@@ -8,13 +8,13 @@ The runs folder is the database. `runs()` looks at nothing until it is asked; th
 __all__ = ['MISSING', 'Record', 'series', 'metric_names', 'history', 'lookup', 'parse_query', 'runs', 'run_folders', 'Runs',
            'direction', 'best_value']
 
-# %% ../../nbs/tracking/03_query.ipynb #5cd650b0
+# %% ../../nbs/tracking/03_query.ipynb #1d8e2e5a
 import ast, operator, os, re, time, warnings
 from pathlib import Path
 
 from ..core import MlstackError, settings
 from .lanes import DamagedFile, LaneFile
-from .recorder import Config, RunFacts, run_state, _events
+from .facts import Config, RunFacts, run_state, _events
 
 # %% ../../nbs/tracking/03_query.ipynb #d619aee8
 _cache = {}
@@ -98,7 +98,7 @@ class Record:
     def __repr__(self): return f'Record({self.name}, {self.project}/{self.id}, {self.state})'
     def _repr_html_(self): return Runs([self])._repr_html_()
 
-# %% ../../nbs/tracking/03_query.ipynb #c8ac6fdd
+# %% ../../nbs/tracking/03_query.ipynb #71aff805
 def _lanes(self):
     "The lanes of this run that can be read."
     if self._lanes is None:
@@ -119,7 +119,7 @@ def _others(self, prefix=''):
     for path in sorted((self.path/'lanes').glob(f'{prefix}*.jsonl')):
         bad = []
         for o in _events(path, bad):
-            if isinstance(o.get('v'),dict): yield o['s'],o['t'],o['v']
+            if isinstance(o.get('v'),dict) and isinstance(o.get('s'),int): yield o['s'],o['t'],o['v']
         for text in bad: self.problem(text)
 
 def _summary_of(self):

@@ -30,10 +30,14 @@ def sparkline(values, width=12):
     scale = 7/(high-low) if high>low else 0
     return ''.join(' ' if o is None else _bars[round((o-low)*scale)] for o in points)
 
-# %% ../../nbs/tracking/02a_tables.ipynb #0f293d74
+# %% ../../nbs/tracking/02a_tables.ipynb #bd191c45
 class Spark:
-    "A curve as a cell of a table: text in a terminal, a line in a notebook."
-    def __init__(self, values): self.values = values
+    "A curve as a cell of a table: text in a terminal, a line in a notebook. A function is asked when the cell is drawn."
+    def __init__(self, values): self._values = values
+    @property
+    def values(self):
+        if callable(self._values): self._values = self._values()
+        return self._values
     def __str__(self): return sparkline(self.values)
     def svg(self, width=90, height=20):
         points = thin(self.values, 60)
@@ -53,7 +57,7 @@ def show(v):
     text = str(v)
     return text if len(text)<=60 else text[:57]+'…'
 
-# %% ../../nbs/tracking/02a_tables.ipynb #cc968690
+# %% ../../nbs/tracking/02a_tables.ipynb #c18effa4
 class Table:
     "Rows under a header, for a terminal, a notebook, and as `.df`."
     def __init__(self, header, rows, title='', note='', most=40):
@@ -98,12 +102,14 @@ class Table:
     def _repr_html_(self):
         cell = 'padding:.15em .8em .15em 0;border:0;white-space:nowrap;text-align:'
         side = ['right' if self._right(i) else 'left' for i in range(len(self.header))]
-        one = lambda c: c.svg() if isinstance(c,Spark) else escape(show(c))
+        colour = lambda c: f'<span style="color:{_html[c]}">{escape(c)}</span>' if isinstance(c,str) and c in _html else escape(show(c))
+        one = lambda c: c.svg() if isinstance(c,Spark) else colour(c)
         head = ''.join(f'<th style="{cell}{s};font-weight:600">{escape(h)}</th>' for h,s in zip(self.header,side))
         body = ''.join('<tr style="background:none">'+''.join(f'<td style="{cell}{s}">{one(c)}</td>' for c,s in zip(r,side))+'</tr>' for r in self.rows[:self.most])
         title = f'<div style="font-weight:600">{escape(self.title)}</div>' if self.title else ''
-        more = f'<div style="opacity:.7">{escape(self._more())}</div>' if self._more() else ''
+        more = f'<div style="opacity:.7">{escape(self._more()).replace(chr(10),"<br>")}</div>' if self._more() else ''
         return (f'<div style="overflow-x:auto;font-size:90%">{title}<table style="border-collapse:collapse;border:0;font-variant-numeric:tabular-nums">'
             f'<thead><tr style="border-bottom:1px solid #8886">{head}</tr></thead><tbody>{body}</tbody></table>{more}</div>')
 
+_html = dict(running='#2b9a66', failed='#d6453d', killed='#d6453d', preempted='#c07c0a')
 _styles = dict(running='green', finished='', failed='red', killed='red', preempted='yellow')

@@ -8,10 +8,10 @@ A callback is a class with the hooks it needs: `before_fit`, `before_epoch`, `be
 __all__ = ['hook_names', 'SkipStep', 'StopEpoch', 'CallbackError', 'Callback', 'hooks', 'check_callbacks', 'History',
            'NonFiniteLoss', 'Recorder', 'direction', 'EarlyStopping', 'Progress']
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #1b621a5b
+# %% ../../nbs/trainer/03_callbacks.ipynb #557892d5
 import html, math, sys, threading, time
 from array import array
-import torch
+import numpy as np, torch
 from ..core import MlstackError, StopTraining
 
 # %% ../../nbs/trainer/03_callbacks.ipynb #33c42d3b
@@ -52,7 +52,7 @@ def check_callbacks(callbacks):
             if name.startswith(('before_','after_')) and name not in hook_names:
                 raise CallbackError(f'{type(c).__name__}.{name} would never be called', 'Trainer(callbacks=)', f'the hooks are {", ".join(hook_names)}')
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #a63fffa6
+# %% ../../nbs/trainer/03_callbacks.ipynb #eb92d451
 def _cell(v): return '' if v is None else f'{v:.4g}' if isinstance(v,float) else str(v)
 
 class History:
@@ -71,10 +71,10 @@ class History:
     def __getitem__(self, name): return [r[name] for r in self.rows if name in r]
     def __len__(self): return len(self.rows)
     def names(self): return list(dict.fromkeys(k for r in self.rows for k in r if k!='seconds'))
-    def state_dict(self): return dict(rows=[dict(r) for r in self.rows], series={k: (list(s),list(v)) for k,(s,v) in self.series.items()}, last=dict(self.last))
+    def state_dict(self): return dict(rows=[dict(r) for r in self.rows], series={k: tuple(torch.from_numpy(np.array(c)) for c in cols) for k,cols in self.series.items()}, last=dict(self.last))
     def load_state_dict(self, s):
         self.rows,self.last = [dict(r) for r in s['rows']],dict(s['last'])
-        self.series = {k: (array('q',a),array('d',b)) for k,(a,b) in s['series'].items()}
+        self.series = {k: (array('q',a.tolist()),array('d',b.tolist())) for k,(a,b) in s['series'].items()}
 
     def table(self) -> str:
         "The epochs as text."
@@ -207,7 +207,7 @@ class EarlyStopping(Callback):
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 
-# %% ../../nbs/trainer/03_callbacks.ipynb #e05c52f7
+# %% ../../nbs/trainer/03_callbacks.ipynb #545f05f8
 def _notebook():
     ip = sys.modules.get('IPython')
     return ip is not None and type(ip.get_ipython()).__name__=='ZMQInteractiveShell'
@@ -234,28 +234,30 @@ class Progress(Callback):
         if not hasattr(self,'done'): return
         self.done.set(); self.thread.join()
         self._draw(last=True)
+        self.t = None # a trainer that nobody needs any more goes at once, and its parallel module with it
 
     def _watch(self):
         while not self.done.wait(self.quiet if self.mode=='line' else self.every): self._draw()
 
-    def values(self):
-        row = self.t.history.rows[-1] if self.t.history.rows else {}
-        return {k:v for k,v in (self.t.history.last | row).items() if isinstance(v,float) and k not in ('seconds','lr')}
+    def values(self, last=False):
+        row,step = self.t.history.rows[-1] if self.t.history.rows else {}, self.t.history.last
+        return {k:v for k,v in (step | row if last else row | step).items() if isinstance(v,float) and k not in ('seconds','lr')}
     def part(self):
         "How much of the fit is done, or None where nobody knows."
+        if limit := getattr(self.t,'limit',None): return min((time.monotonic()-self.began)/limit, 1)
         return min((self.t.step-self.first)/(self.t.last_step-self.first), 1) if self.t.last_step and self.t.last_step>self.first else None
 
     def line(self, last=False) -> str:
         "One line without a clock; it ends a fit where output is no terminal."
         of = f'/{self.t.last_epoch}' if self.t.last_epoch else ''
-        epoch = len(self.t.history.rows) if last else self.t.epoch+1
-        return '  '.join([f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values().items())])
+        epoch = self.t.epoch + (not last or self.t.at>0) # one that was cut off counts as begun
+        return '  '.join([f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values(last).items())])
     def bar(self) -> str:
         took,done = time.monotonic()-self.began, self.part()
         rate = (self.t.step-self.first)/max(took,1e-9)
         drawn = f'{done:4.0%} ' + ('━'*round(20*done)).ljust(20,'╌') + '  ' if done is not None else ''
-        left = f'{_clock(took)}<{_clock((self.t.last_step-self.t.step)/rate)}' if done and rate else _clock(took)
-        return f'{drawn}{self.line()}  {rate:.3g} steps/s  {left}'
+        left = f'{_clock(took)}<{_clock(took/done-took)}' if done else _clock(took)
+        return f'{drawn}{self.line()}  {rate:,.0f} steps/s  {left}' if rate>=10 else f'{drawn}{self.line()}  {rate:.2g} steps/s  {left}'
 
     def _draw(self, last=False):
         if self.mode=='notebook': return self._show(last)

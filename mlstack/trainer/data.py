@@ -52,7 +52,7 @@ def shuffled(
     while (out>=n).any(): out = np.where(out<n, out, _scramble(out, keys, half))
     return out.astype(np.int64)
 
-# %% ../../nbs/trainer/01_data.ipynb #352c386b
+# %% ../../nbs/trainer/01_data.ipynb #b71efc6a
 def as_tensor(x):
     "`x` as a tensor, without a copy where possible; numpy's float64 becomes float32 and one-dimensional whole numbers int64, as torch's layers and losses want."
     if isinstance(x, torch.Tensor): return x
@@ -60,7 +60,7 @@ def as_tensor(x):
     x = np.asarray(x)
     if x.dtype==np.float64: x = x.astype(np.float32)
     if x.ndim==1 and x.dtype.kind in 'iu': x = x.astype(np.int64)
-    try: return torch.from_numpy(x)
+    try: return torch.from_numpy(x if x.flags.writeable and x.flags.c_contiguous else x.copy())
     except TypeError: raise DataError(f'an array of {x.dtype} cannot become a tensor', 'Data.from_tensors', 'encode it as numbers first') from None
 
 def _columns(items):

@@ -43,7 +43,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/05_loop.ipynb #e29ca6b0
+# %% ../../nbs/trainer/05_loop.ipynb #a1690a66
 class Trainer:
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -70,6 +70,7 @@ class Trainer:
             if val not in ('auto',False): raise TrainerError(f'{name}={val!r} is not built yet', 'Trainer', 'leave it at "auto", which runs eagerly for now' + ('; model.compile() before works' if name=='compile' else ''))
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
         if clip is not None and not (isinstance(clip,(int,float)) and clip>0): raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, or None')
+        if run is not None and not callable(getattr(run,'log',None)): raise TrainerError(f'run is a {type(run).__name__}, which cannot log', 'Trainer(run=)', 'give an object with .log(metrics, step=)')
         check_callbacks(callbacks)
         self.model,self.data = model, data if data is None or isinstance(data,Data) else Data(data)
         if opt is None and loss is None and self.data is not None and self.data.valid is not None:
@@ -84,6 +85,7 @@ class Trainer:
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,{},False
 
+    def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
@@ -147,7 +149,7 @@ def done(self:Trainer) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/05_loop.ipynb #7ed76b5e
+# %% ../../nbs/trainer/05_loop.ipynb #e23152d8
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -170,7 +172,8 @@ def _build(self:Trainer, batch):
     before = [lambda values, hook=hook: hook(self) for hook in self._hooks['before_update']]
     after = []
     if self.optimizer is not None:
-        if self.clip: before.append(clipper(self.optimizer, self.clip, self.scaler))
+        if self.scaler is not None: before.insert(0, lambda values: self.scaler.unscale_(self.optimizer)) # hooks and clipping see true gradients
+        if self.clip: before.append(clipper(self.optimizer, self.clip))
         if self.scheduler is not None: after.append(self.scheduler.step)
         elif self.schedule is not None: before.append(self._set_lr(schedule_for(self.schedule)))
     make = partial(make_step, model=self.module, optimizer=self.optimizer, before_update=tuple(before), after_update=tuple(after),
@@ -196,25 +199,32 @@ def _open(self:Trainer):
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/05_loop.ipynb #9c466ccd
+# %% ../../nbs/trainer/05_loop.ipynb #b39184ac
+@patch
+def _over(self:Trainer) -> bool:
+    "Whether this epoch has no batch left; False where nobody knows."
+    n = self.steps_an_epoch()
+    return n is not None and self.at>=n*self.accumulate
+
 @patch
 def _steps(self:Trainer) -> bool:
     "The steps of one epoch from where it stands; whether its end was reached."
+    if self.last_step is not None and self.step>=self.last_step: return self._over()
     batches = self._open()
     before_step,after_step,stop = self._hooks['before_step'],self._hooks['after_step'],self._stop
     step = fast = None
     for self.batch in batches:
         if fast is None: step,fast = self._build(self.batch)
-        self.at += self.accumulate
         try:
             for hook in before_step: hook(self)
-        except SkipStep: continue
+        except SkipStep: self.at += self.accumulate; continue
         self.values = step(self.batch)
         step = fast
         self.step += 1
+        self.at += self.accumulate
         for hook in after_step: hook(self)
         if stop.reason is not None: raise StopTraining(stop.reason)
-        if self.step==self.last_step: return self.steps_an_epoch() is not None and self.at>=self.steps_an_epoch()*self.accumulate
+        if self.step==self.last_step: return self._over()
     return True
 
 @patch
@@ -269,7 +279,7 @@ class _Saver(Callback):
     def after_step(self, t):
         if not t.step%self.every: t._save_now()
 
-# %% ../../nbs/trainer/05_loop.ipynb #9da408d6
+# %% ../../nbs/trainer/05_loop.ipynb #a271cf6a
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -297,7 +307,7 @@ def fit(self:Trainer,
     self.setup()
     self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0.)
     self._between,self.stopped,before = False,None,self.step
-    if self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None): self._between = self.at>0
+    if self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None): self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
     elif not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
     if self.stopped: return self # a callback had ended it
@@ -310,7 +320,8 @@ def fit(self:Trainer,
         self._epochs()
     except StopTraining as e:
         self.stopped = str(e)
-        self.recorder.close(self.device)
+        try: self.recorder.close(self.device)
+        except StopTraining: pass # the run repeats what we know
         if self._saving and self.step>before: self._save_now()
         if ctx.stop.reason is not None or self._stop.reason is not None: raise
     except BaseException as e:

@@ -10,12 +10,10 @@ __all__ = ['schedules', 'StepError', 'describe', 'size_of', 'split_target', 'for
            'is_torch_scheduler', 'schedule_for', 'params_of', 'clipper', 'make_step', 'move', 'on_device',
            'best_device', 'Single']
 
-# %% ../../nbs/trainer/02_step.ipynb #0f4d3fce
+# %% ../../nbs/trainer/02_step.ipynb #ae3bca5f
 import inspect, math
 from contextlib import nullcontext
-from functools import partial
 import numpy as np, torch
-from torch import nn
 from ..core import MlstackError
 
 # %% ../../nbs/trainer/02_step.ipynb #46d31e5d
@@ -199,15 +197,16 @@ def schedule_for(schedule):
     if not callable(schedule): raise StepError(f'a schedule cannot be a {type(schedule).__name__}', 'Trainer', f'choose from {", ".join(schedules)}, a function of progress from 0 to 1, or a torch scheduler')
     return schedule
 
-# %% ../../nbs/trainer/02_step.ipynb #b53d9756
-def params_of(optimizer): return [p for g in optimizer.param_groups for p in g['params']]
+# %% ../../nbs/trainer/02_step.ipynb #c2a5716e
+def params_of(optimizer):
+    "The parameters that `optimizer` updates."
+    return [p for g in optimizer.param_groups for p in g['params']]
 
-def clipper(optimizer, clip, scaler=None):
+def clipper(optimizer, clip):
     "The action that clips the gradients' norm to `clip` on the device and records it."
     params = params_of(optimizer)
     norm = torch.nn.utils.clip_grad_norm_
     def act(values):
-        if scaler is not None: scaler.unscale_(optimizer)
         values['grad_norm'] = norm(params, clip)
     return act
 
@@ -276,8 +275,9 @@ def on_device(batch, device) -> bool:
     if isinstance(batch, (tuple,list)): return all(on_device(v,device) for v in batch)
     return not isinstance(batch, np.ndarray)
 
-# %% ../../nbs/trainer/02_step.ipynb #379c2039
-def best_device():
+# %% ../../nbs/trainer/02_step.ipynb #4020c593
+def best_device() -> str:
+    "The device the hardware chapter would take."
     from mlstack.hardware import device
     return device()
 

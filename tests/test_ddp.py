@@ -1,0 +1,117 @@
+"Ranks: equal to one process, killed, left alone, under torchrun, and what cannot run on this machine."
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from torch import nn
+
+from mlstack import workers
+from mlstack.core import MlstackError, context
+from mlstack.ddp import launch
+from mlstack.trainer import Data, Trainer
+
+
+def problem(n=240, valid=101):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n+valid, 6, generator=g)
+    y = (x.sum(1) > 0).long()
+    return (x[:n], y[:n]), (x[n:], y[n:])
+
+
+def train(batch_size, parallel=None, accumulate=1, epochs=2, clip=None, save=None):
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6,16), nn.Tanh(), nn.Linear(16,2))
+    t = Trainer(model, Data.from_tensors(*problem(), batch_size=batch_size), loss=nn.functional.cross_entropy, opt=lambda p, lr: torch.optim.SGD(p, lr, momentum=.9),
+        lr=.1, accumulate=accumulate, clip=clip, parallel=parallel)
+    t.fit(epochs=epochs, **({'save': save} if save else {}))
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), t.validate()['val_loss'], t.step
+
+
+@pytest.mark.parametrize('kw', [dict(), dict(accumulate=2), dict(clip=.5)], ids=['plain','accumulate','clip'])
+def test_two_ranks_are_one_process_of_the_same_global_batch(kw):
+    alone,loss,steps = train(24, **kw)
+    (a,la,sa),(b,lb,sb) = launch(train, 12, parallel='ddp', nprocs=2, **kw)
+    assert torch.equal(a, b) and la == lb and sa == sb == steps
+    torch.testing.assert_close(a, alone, rtol=1e-4, atol=1e-6)
+    assert abs(la-loss) < 1e-6 # 101 samples on two ranks: none twice, none missing
+
+
+def test_three_ranks():
+    results = launch(train, 8, parallel='ddp', nprocs=3)
+    alone,_,_ = train(24)
+    for w,_,_ in results: torch.testing.assert_close(w, alone, rtol=1e-4, atol=1e-6)
+
+
+def test_a_killed_rank_starts_again_from_the_last_checkpoint():
+    "Rank 1 is killed after the first epoch of attempt 0; the result is what an uninterrupted run gives."
+    def work(mortal):
+        from mlstack.trainer import Callback
+        class Kill(Callback):
+            def before_epoch(self, t):
+                if mortal and context().attempt == 0 and context().rank == 1 and t.epoch == 2: os.kill(os.getpid(), signal.SIGKILL)
+        torch.set_num_threads(1)
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(6,16), nn.Dropout(.3), nn.Tanh(), nn.Linear(16,2))
+        t = Trainer(model, Data.from_tensors(*problem(), batch_size=12), loss=nn.functional.cross_entropy, lr=.01, callbacks=[Kill()], parallel='ddp')
+        t.fit(epochs=4)
+        return context().attempt, t.step, torch.cat([p.detach().flatten() for p in model.parameters()])
+    straight = launch(work, False, nprocs=2)
+    again = launch(work, True, nprocs=2, max_restarts=1, output='none')
+    assert [r[0] for r in again] == [1,1] and again[0][1] == straight[0][1]
+    assert torch.equal(again[0][2], straight[0][2])
+
+
+def test_restarts_run_out():
+    def work(): os._exit(7)
+    with pytest.raises(workers.WorkerError, match='exit code 7'): launch(work, nprocs=2, max_restarts=1, output='none')
+
+
+def test_without_ranks_the_error_says_how_to_start():
+    with pytest.raises(MlstackError, match='launch\\(fn, nprocs=2\\)'): train(12, parallel='ddp')
+    with pytest.raises(MlstackError, match='is not known'): train(12, parallel='dpp')
+
+
+def test_ranks_of_one_launch_log_into_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv('MLSTACK_RUNS', str(tmp_path))
+    def work():
+        import mlstack.tracking as track
+        with track.init(project='p') as run:
+            for i in range(5): run.log({f'rank{context().rank}': i})
+        return run.id
+    a,b = launch(work, nprocs=2)
+    import mlstack.tracking as track
+    runs = track.runs(project='p', dir=tmp_path)
+    assert a == b and len(runs) == 1
+    assert runs[0].summary['rank0'] == runs[0].summary['rank1'] == 4
+
+
+def test_trainer_script_under_torchrun(tmp_path):
+    (tmp_path/'t.py').write_text(textwrap.dedent('''
+        import torch
+        from torch import nn
+        from mlstack.trainer import Trainer, Data
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        x = torch.randn(64,4)
+        t = Trainer(nn.Linear(4,1), Data.from_tensors((x, x.sum(1,keepdim=True)), batch_size=8), loss=nn.functional.mse_loss, lr=.05, parallel='ddp')
+        t.fit(epochs=2)
+        print('steps', t.step, 'of rank', t.parallel.rank, flush=True)
+        torch.distributed.destroy_process_group()
+    '''))
+    done = subprocess.run([sys.executable,'-m','torch.distributed.run','--nproc-per-node=2','--rdzv-backend=c10d','--rdzv-endpoint=127.0.0.1:0','--local-addr=127.0.0.1','t.py'],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 'steps 8 of rank 0' in done.stdout and 'steps 8 of rank 1' in done.stdout
+
+
+@pytest.mark.multi_gpu
+def test_nccl():
+    def work():
+        import torch.distributed as dist
+        return dist.get_backend(), torch.cuda.current_device()
+    assert launch(work, nprocs=2) == [('nccl',0),('nccl',1)]

@@ -1,0 +1,456 @@
+"The trainer under load: what a step costs, what survives a kill, and whether ranks agree."
+import gc
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from mlstack import workers
+from mlstack.core import StopTraining, context, use
+from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, StepError, StopEpoch, SkipStep, Trainer
+from mlstack.trainer.checkpoints import read_checkpoint
+from mlstack.trainer.data import Loader, Tensors
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv('MLSTACK_PROGRESS', 'no')
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def tiny(dropout=0.):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64,64), nn.ReLU(), nn.Dropout(dropout), nn.Linear(64,64), nn.ReLU(), nn.Linear(64,10))
+
+
+def samples(n, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n,64,generator=g), torch.randint(0,10,(n,),generator=g)
+
+
+def accuracy(out, y): return (out.argmax(1)==y).float().mean()
+def same_weights(a, b): return all(torch.equal(p,q) for p,q in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+# What a step costs
+
+class Calls:
+    def __enter__(self):
+        self.n = 0
+        def count(frame, event, arg): self.n += event in ('call','c_call')
+        sys.setprofile(count)
+        return self
+    def __exit__(self, *e): sys.setprofile(None)
+
+
+class Log:
+    def __init__(self): self.seen = []
+    def log(self, metrics, step): self.seen.append((step,metrics))
+
+
+def reference(): return nn.Sequential(nn.Linear(64,64), nn.ReLU(), nn.Linear(64,64), nn.ReLU(), nn.Linear(64,10))
+
+
+def calls_raw(batches):
+    model = reference()
+    optimizer = torch.optim.AdamW(model.parameters())
+    def loop(batches):
+        for x,y in batches:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+    loop(batches[:20])
+    with Calls() as c: loop(batches)
+    return c.n/len(batches)
+
+
+def calls_trainer(batches, **kw):
+    "Calls a step, as the difference of two fits so that what happens once a fit does not count."
+    model = reference()
+    t = Trainer(model, batches, F.cross_entropy, opt=torch.optim.AdamW(model.parameters()), **kw)
+    t.fit(steps=20)
+    with Calls() as short: t.fit(steps=160)
+    with Calls() as long: t.fit(steps=320)
+    return (long.n-short.n)/160
+
+
+def test_calls_per_step():
+    batches = [tuple(t.clone() for t in samples(32,i)) for i in range(520)]
+    raw = calls_raw(batches[:160])
+    bare = calls_trainer(batches)-raw
+    logged = calls_trainer(batches, run=Log(), metrics=dict(acc=accuracy))-raw
+    print(f'raw {raw:.0f}, trainer {bare:+.1f} bare, {logged:+.1f} with a metric and a run')
+    assert bare <= 20 and logged <= 40
+
+
+def test_hooks_nobody_overrides_are_not_called():
+    class Idle(Callback):
+        def after_fit(self, t): pass
+    batches = [samples(32,i) for i in range(520)]
+    assert calls_trainer(batches, callbacks=[Idle() for _ in range(20)]) == calls_trainer(batches)
+
+
+def test_no_value_is_read_between_steps(monkeypatch):
+    "No .item(), .tolist(), float() or bool() of a tensor in a step: reading happens once in 16 steps."
+    reads,t = [],None
+    for name in ('item','tolist','__float__','__bool__','numpy'):
+        def read(self, *a, real=getattr(torch.Tensor,name), **kw): reads.append(t.step); return real(self, *a, **kw)
+        monkeypatch.setattr(torch.Tensor, name, read)
+    t = Trainer(reference(), [samples(32,i) for i in range(70)], F.cross_entropy, clip=1., schedule='cosine', run=Log(), metrics=dict(acc=accuracy),
+        opt=lambda ps: torch.optim.SGD(ps, lr=.1, momentum=.9)) # Adam's own step counters are read by torch
+    t.fit(steps=64)
+    assert set(reads) <= {16,32,48,64}, reads
+
+
+# Resuming
+
+class Noisy(Dataset):
+    "A dataset with random augmentation."
+    def __init__(self): self.x,self.y = samples(100)
+    def __len__(self): return 100
+    def __getitem__(self, i): return self.x[i] + random.random() + np.random.rand() + torch.rand(1), self.y[i]
+
+
+class Cut(Exception): pass
+
+
+class CutAt(Callback):
+    def __init__(self, step): self.at = step
+    def after_step(self, t):
+        if t.step==self.at: raise Cut
+
+
+def sources():
+    x,y = samples(100)
+    yield 'tensors', lambda: Data.from_tensors((x,y), samples(30,1), batch_size=8)
+    yield 'not dropped', lambda: Data.from_tensors((x,y), batch_size=8, drop_last=False)
+    yield 'list', lambda: list(zip(x.split(8), y.split(8)))
+    yield 'loader', lambda: DataLoader(TensorDataset(x,y), batch_size=8, shuffle=True)
+    yield 'workers', lambda: Data(DataLoader(TensorDataset(x,y), batch_size=8, shuffle=True, num_workers=1))
+    yield 'augmented', lambda: DataLoader(Noisy(), batch_size=8, shuffle=True)
+
+
+@pytest.mark.parametrize('accumulate', [1,3])
+@pytest.mark.parametrize('data', [d for _,d in sources()], ids=[n for n,_ in sources()])
+def test_two_resumes_in_one_epoch_are_bit_exact(tmp_path, data, accumulate):
+    def job(): return Trainer(tiny(.5), data(), F.cross_entropy, lr=3e-3, schedule='one_cycle', accumulate=accumulate, metrics=dict(acc=accuracy), clip=1.)
+    straight = job().fit(epochs=3)
+    an_epoch = straight.step//3
+    for cut in (an_epoch+1, an_epoch+3):
+        t = job()
+        t.callbacks.append(CutAt(cut))
+        random.seed(); torch.seed() # whatever happened before the resume
+        with pytest.raises(Cut): t.fit(epochs=3, save=Checkpoints(tmp_path, every=1), resume=True)
+    resumed = job().fit(epochs=3, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert resumed.step==straight.step and 'bit for bit' in resumed._why['resume']
+    assert resumed.history.steps()==straight.history.steps() and resumed.history.table()==straight.history.table()
+    assert same_weights(resumed.model, straight.model)
+
+
+@pytest.mark.parametrize('cut', [12,24])
+def test_cut_after_the_last_step_before_validation(tmp_path, cut):
+    "The checkpoint of an epoch's last step is older than its validation: the row must come once, and come."
+    def job(): return Trainer(tiny(.5), Data.from_tensors(samples(100), samples(30,1), batch_size=8), F.cross_entropy)
+    straight = job().fit(epochs=2)
+    class CutValidation(Callback):
+        def before_validate(self, t):
+            if t.step==cut: raise Cut
+    t = job()
+    t.callbacks.append(CutValidation())
+    with pytest.raises(Cut): t.fit(epochs=2, save=Checkpoints(tmp_path, every=4))
+    resumed = job().fit(epochs=2, save=Checkpoints(tmp_path, every=4), resume=True)
+    assert resumed.history.table()==straight.history.table() and same_weights(resumed.model, straight.model)
+
+
+def test_resuming_what_is_finished_does_nothing(tmp_path):
+    def job(): return Trainer(tiny(), Data.from_tensors(samples(100), batch_size=8), F.cross_entropy)
+    first = job().fit(epochs=2, save=tmp_path)
+    again = job().fit(epochs=2, save=tmp_path, resume=True)
+    assert again.step==first.step and same_weights(first.model, again.model)
+    assert job().fit(epochs=3, save=tmp_path, resume=True).step==first.step*3//2
+
+
+def test_resuming_a_fit_of_steps_that_ended_within_an_epoch(tmp_path):
+    def job(): return Trainer(tiny(.5), Data.from_tensors(samples(100), samples(30,1), batch_size=8), F.cross_entropy)
+    first = job().fit(steps=17, save=tmp_path)
+    again = job().fit(steps=17, save=tmp_path, resume=True)
+    assert (again.step,again.at,len(again.history))==(17,5,2) and same_weights(first.model, again.model)
+    assert again.fit(epochs=1).history.rows[-1]['step']==24
+
+
+def test_order_does_not_depend_on_where_the_data_lives():
+    x = torch.arange(100)
+    tensors = Tensors(x, batch_size=8)
+    for n in (0,2):
+        loader = Loader(DataLoader(TensorDataset(x), batch_size=8, shuffle=True, drop_last=True, num_workers=n))
+        for start in (0,5): assert [b[0].tolist() for b in loader.train(3,1,start)] == [b.tolist() for b in tensors.train(3,1,start)]
+
+
+# Kills
+
+def _save_for_ever(folder, size):
+    os.environ['MLSTACK_PROGRESS'] = 'no'
+    model = nn.Linear(size,size)
+    workers.send('ready')
+    Trainer(model, [(torch.ones(2,size),torch.ones(2,size))], F.mse_loss).fit(steps=10**6, save=Checkpoints(folder, every=1, keep=2))
+
+
+@pytest.mark.parametrize('seed', range(int(os.environ.get('MLSTACK_KILLS', 6))))
+def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path, seed):
+    with workers.Pool(1) as pool:
+        task = pool.submit(_save_for_ever, tmp_path, 300)
+        while len(Checkpoints(tmp_path).steps())<2: time.sleep(.005)
+        time.sleep(random.Random(seed).random()*.3)
+        os.kill(task.pid, signal.SIGKILL)
+        task.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error') # not even the newest may be damaged
+        path,parts = Checkpoints(tmp_path).latest()
+    step = parts['training']['step']
+    assert path.name==f'step-{step:09d}' and step>=2
+    t = Trainer(nn.Linear(300,300), [(torch.ones(2,300),torch.ones(2,300))], F.mse_loss).fit(steps=step+2, save=Checkpoints(tmp_path, every=1, keep=2), resume=True)
+    assert t.step==step+2 and sorted(p.name for p in tmp_path.iterdir())==[f'step-{s:09d}' for s in (step+1,step+2)]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path):
+    def job(): return Trainer(tiny(.5), Data.from_tensors(samples(100), batch_size=8), F.cross_entropy)
+    straight = job().fit(epochs=2, save=Checkpoints(tmp_path, every=5))
+    newest = Checkpoints(tmp_path).path(Checkpoints(tmp_path).steps()[0])
+    whole = (newest/'model.pt').read_bytes()
+    (newest/'model.pt').write_bytes(whole[:-200]+bytes(200))
+    with pytest.warns(UserWarning, match=f'{newest.name} is skipped: the checkpoint is damaged: model.pt'):
+        resumed = job().fit(epochs=2, save=Checkpoints(tmp_path, every=5), resume=True)
+    assert same_weights(resumed.model, straight.model)
+    read_checkpoint(newest) # written again
+
+
+def _fill_the_disk(folder):
+    import resource
+    os.environ['MLSTACK_PROGRESS'] = 'no'
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    def job(): return Trainer(nn.Linear(300,300), [(torch.ones(2,300),torch.ones(2,300))], F.mse_loss)
+    job().fit(steps=2, save=Checkpoints(folder, every=1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,resource.RLIM_INFINITY))
+    try: job().fit(steps=4, save=Checkpoints(folder, every=1), resume=True)
+    except Exception as e: return type(e).__name__,str(e)
+
+
+def test_a_full_disk_is_said_and_earlier_checkpoints_stay(tmp_path):
+    kind,said = workers.run(_fill_the_disk, tmp_path)[0]
+    assert kind=='CheckpointError' and 'could not be written' in said and 'earlier checkpoints are untouched' in said
+    assert sorted(p.name for p in tmp_path.iterdir())==['step-000000001','step-000000002']
+    assert Checkpoints(tmp_path).latest()[1]['training']['step']==2
+
+
+# Stopping
+
+def test_a_stop_from_another_thread_saves_and_is_raised(tmp_path):
+    with use(checkpoints=str(tmp_path)) as ctx:
+        threading.Timer(.2, ctx.stop.set, ['enough']).start()
+        t = Trainer(tiny(), [samples(8)]*5, F.cross_entropy)
+        with pytest.raises(StopTraining, match='enough'): t.fit(epochs=10**6)
+    assert Checkpoints(tmp_path).steps()[0]==t.step and t.stopped=='enough'
+
+
+def test_a_run_that_asks_to_stop_loses_no_point():
+    class Run(Log):
+        def log(self, metrics, step):
+            super().log(metrics, step)
+            if step>=5: context().stop.set('worse than the others'); context().stop.check()
+    run = Run()
+    with use():
+        t = Trainer(tiny(), [samples(8)]*50, F.cross_entropy, run=run)
+        with pytest.raises(StopTraining, match='worse'): t.fit(epochs=2)
+    assert [s for s,_ in run.seen]==list(range(1,17)) and t.step==16
+
+
+def test_a_stop_by_the_run_is_saved_too(tmp_path):
+    class Run(Log):
+        def log(self, metrics, step): context().stop.set('enough'); context().stop.check()
+    with use():
+        with pytest.raises(StopTraining): Trainer(tiny(), [samples(8)]*20, F.cross_entropy, run=Run()).fit(epochs=1, save=tmp_path)
+    assert Checkpoints(tmp_path).steps()==[16]
+
+
+def test_callbacks_end_cleanly_when_one_raises():
+    class Bad(Callback):
+        def after_step(self, t):
+            if t.step==3: raise ValueError('mine')
+    class Closed(Callback):
+        def after_fit(self, t): self.stopped = t.stopped
+    closed = Closed()
+    before = threading.active_count()
+    os.environ['MLSTACK_PROGRESS'] = 'yes'
+    t = Trainer(tiny(), [samples(8)]*9, F.cross_entropy, callbacks=[Bad(),closed])
+    with pytest.raises(ValueError, match='mine'): t.fit(epochs=1)
+    assert closed.stopped=='ValueError: mine' and len(t.history.steps()[0])==3 and threading.active_count()==before
+
+
+def test_a_callback_may_skip_change_and_stop():
+    class Meddle(Callback):
+        def __init__(self): self.sizes = []
+        def before_step(self, t):
+            if t.at==1: raise SkipStep
+            t.batch = tuple(b[:4] for b in t.batch)
+        def before_update(self, t): self.grads = [p.grad.abs().sum() for p in t.model.parameters()]
+        def after_step(self, t):
+            self.sizes.append(len(t.batch[0]))
+            if t.at==5: raise StopEpoch
+    m = Meddle()
+    t = Trainer(tiny(), [samples(8)]*9, F.cross_entropy, callbacks=[m]).fit(epochs=2)
+    assert m.sizes==[4]*8 and t.epoch==2 and t.step==8 and all(g>0 for g in m.grads)
+
+
+def test_a_trainer_goes_when_nobody_holds_it(monkeypatch):
+    "No reference cycle: a DDP module must be gone before its process group is."
+    monkeypatch.setenv('MLSTACK_PROGRESS', 'yes')
+    class Peek(Callback):
+        def before_update(self, t): pass
+    gc.collect(); gc.disable()
+    try:
+        t = Trainer(tiny(), [samples(8)]*9, F.cross_entropy, schedule='linear', clip=1., callbacks=[Peek()]).fit(epochs=2)
+        gone = weakref.ref(t)
+        del t
+        assert gone() is None
+    finally: gc.enable()
+
+
+def test_time_ends_a_fit():
+    t = Trainer(tiny(), [samples(8)]*5, F.cross_entropy, schedule='linear').fit(time=.3)
+    assert t.step>0 and t.optimizer.param_groups[0]['lr']<1e-3
+
+
+# Bad input
+
+@pytest.mark.parametrize('data,loss,error,says', [
+    ([(torch.ones(4,64),torch.zeros(4,dtype=torch.long)), 'oops'], F.cross_entropy, ValueError, 'unpack'),
+    (['oops'], F.cross_entropy, StepError, 'a batch is a str'),
+    ([(torch.ones(4,64),None)], F.cross_entropy, TypeError, 'NoneType'),
+    ([samples(4)], lambda out,y: F.cross_entropy(out,y,reduction='none'), StepError, r'the loss has shape \[4\]'),
+    ([samples(4)], lambda out,y: F.cross_entropy(out,y).item(), StepError, 'the loss is a float'),
+    ([samples(4)]*40, lambda out,y: F.cross_entropy(out,y)/0, NonFiniteLoss, r'the loss is inf \(step 1\)'),
+    ([(torch.ones(4,63),torch.zeros(4,dtype=torch.long))], F.cross_entropy, RuntimeError, '63'),
+])
+def test_bad_input_is_named(data, loss, error, says):
+    with pytest.raises(error, match=says): Trainer(tiny(), data, loss).fit(epochs=1)
+
+
+def test_the_first_step_tells_the_shapes():
+    with pytest.raises(RuntimeError) as e: Trainer(tiny(), [(torch.ones(4,63),torch.zeros(4).long())], F.cross_entropy).fit(epochs=1)
+    assert 'float32[4, 63]' in e.value.__notes__[0]
+
+
+def test_a_loader_shorter_than_accumulation_still_updates():
+    t = Trainer(tiny(), [samples(8,i) for i in range(3)], F.cross_entropy, accumulate=8).fit(epochs=2)
+    assert t.step==2
+
+
+def test_an_iterator_that_is_used_up_is_named():
+    with pytest.raises(ValueError, match='no batch in epoch 2'): Trainer(tiny(), iter([samples(8)]*3), F.cross_entropy).fit(epochs=2)
+
+
+# Models that return their loss
+
+class OwnLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = tiny()
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        return dict(logits=logits) if labels is None else dict(loss=F.cross_entropy(logits,labels), logits=logits)
+
+
+def test_a_model_that_returns_its_loss():
+    x,y = samples(100)
+    data = Data.from_tensors(dict(x=x,labels=y), dict(x=x[:30],labels=y[:30]), batch_size=8)
+    t = Trainer(OwnLoss(), data, lr=3e-3).fit(epochs=2)
+    assert t.history['val_loss'][1]<t.history['val_loss'][0]
+
+
+def test_half_precision_step_on_cpu():
+    t = Trainer(tiny(), Data.from_tensors(samples(100), samples(30,1), batch_size=8), F.cross_entropy, precision='bf16').fit(epochs=1)
+    assert t.precision=='bf16' and next(t.model.parameters()).dtype==torch.float32 and t.history['val_loss'][0]>0
+
+
+# Several ranks
+
+class Gloo:
+    "The methods the loop asks for, over real gloo processes."
+    def __init__(self):
+        import torch.distributed as dist
+        self.dist,self.rank,self.world_size,self.device = dist,context().rank,context().world_size,torch.device('cpu')
+    def start(self, file):
+        self.dist.init_process_group('gloo', init_method=f'file://{file}', rank=self.rank, world_size=self.world_size)
+        return self
+    def wrap(self, model): return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    def no_sync(self, model): return model.no_sync()
+    def sum(self, tensor): self.dist.all_reduce(tensor); return tensor
+    def broadcast(self, model): pass
+    def barrier(self): self.dist.barrier()
+
+
+def _rank(file, folder, accumulate=1, cut=None, stop_rank=None, epochs=2):
+    os.environ['MLSTACK_PROGRESS'] = 'no'
+    p = Gloo().start(file)
+    data = Data.from_tensors(samples(96), samples(33,1), batch_size=8)
+    class Stop(Callback):
+        def after_step(self, t):
+            if t.step==3 and p.rank==stop_rank: context().stop.set('one of us')
+    t = Trainer(tiny(.5 if folder else 0.), data, F.cross_entropy, lr=3e-3, metrics=dict(acc=accuracy), parallel=p, accumulate=accumulate, callbacks=[Stop()]+([CutAt(cut)] if cut else []))
+    said = ''
+    try: t.fit(epochs=epochs, save=folder and Checkpoints(folder, every=2), resume=bool(folder))
+    except (Cut,StopTraining) as e: said = str(e)
+    out = t.step, said, t.history.rows and {k:v for k,v in t.history.rows[-1].items() if k!='seconds'}, t.history.steps()[1], {k:v.clone() for k,v in t.model.state_dict().items()}
+    del t.module, t # DDP's reducer must not be what ends gloo's threads: it holds the GIL while it waits for them
+    gc.collect()
+    p.dist.destroy_process_group()
+    return out
+
+
+@pytest.mark.parametrize('accumulate', [1,2])
+def test_two_ranks_are_one_process_with_twice_the_batch(tmp_path, accumulate):
+    a,b = workers.run(_rank, tmp_path/'rendezvous', None, accumulate, nprocs=2, timeout=60)
+    one = Trainer(tiny(), Data.from_tensors(samples(96), samples(33,1), batch_size=16), F.cross_entropy, lr=3e-3, metrics=dict(acc=accuracy), accumulate=accumulate).fit(epochs=2)
+    assert a[0]==one.step and all(torch.equal(a[4][k],b[4][k]) for k in a[4])
+    assert len(a[3])==one.step
+    np.testing.assert_allclose(a[3], one.history.steps()[1], rtol=1e-4)
+    for k,v in one.history.rows[-1].items():
+        if k!='seconds': assert a[2][k]==pytest.approx(v, rel=1e-4) and a[2][k]==b[2][k]
+
+
+def test_ranks_resume_bit_for_bit_each_with_its_own_dropout(tmp_path):
+    straight = workers.run(_rank, tmp_path/'r1', tmp_path/'a', nprocs=2, timeout=60)
+    workers.run(_rank, tmp_path/'r2', tmp_path/'b', 1, 5, nprocs=2, timeout=60)
+    assert {p.name for p in Checkpoints(tmp_path/'b').path(4).iterdir()} == {'model.pt','training.pt','rank-1.pt','manifest.json'}
+    resumed = workers.run(_rank, tmp_path/'r3', tmp_path/'b', nprocs=2, timeout=60)
+    for s,r in zip(straight,resumed):
+        assert s[:4]==r[:4] and all(torch.equal(s[4][k],r[4][k]) for k in s[4])
+
+
+@pytest.mark.parametrize('stop_rank', [0,1])
+def test_one_rank_is_asked_and_all_stop_in_the_same_step(tmp_path, stop_rank):
+    a,b = workers.run(_rank, tmp_path/'rendezvous', None, 1, None, stop_rank, 50, nprocs=2, timeout=60)
+    assert a[0]==b[0] and 3<a[0]<=48 and a[1] and b[1]
+
+
+# Laws
+
+def test_the_front_page_is_cheap_and_tracking_is_not_known():
+    code = 'import sys, mlstack.trainer; a = "torch" in sys.modules; import mlstack.trainer.loop; print(a, any(m.startswith("mlstack.tracking") for m in sys.modules), "IPython" in sys.modules)'
+    assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.split()==['False']*3
