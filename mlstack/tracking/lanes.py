@@ -179,11 +179,11 @@ def _base(v): # a subclass such as IntEnum or numpy.float64 as the plain number 
         if isinstance(v,t): return t(v) if t is not str else str.__str__(v)
 
 def flat(d, prefix=''):
-    "Nested dicts as one, keys joined with dots."
+    "Nested dicts as one, keys joined with dots; a reference to a file (a dict with a `_type`) stays one value."
     out = {}
     for k,v in d.items():
         k = f'{prefix}{k}'
-        if isinstance(v,dict) and v: out.update(flat(v, k+'.'))
+        if isinstance(v,dict) and v and '_type' not in v: out.update(flat(v, k+'.'))
         else: out[k] = v
     return out
 

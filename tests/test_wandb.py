@@ -1,0 +1,249 @@
+"""W&B, both ways, against the real SDK offline: what it writes we read, what we write from our runs it accepts, and our names take its arguments."""
+import json, math, os, random, shutil, signal, struct, subprocess, sys, warnings
+from pathlib import Path
+
+import pytest
+
+import mlstack.tracking as track
+from mlstack.core import MlstackError
+from mlstack.tracking import wandb_files
+from mlstack.tracking.lanes import LaneFile
+from mlstack.tracking.wandb_files import WandbFile
+
+# One process of the real SDK writes all the runs that the tests read: its start is most of the cost.
+WRITE = """
+import math, random, sys, wandb
+random.seed(0)
+
+def run(id, **kw):
+    settings = wandb.Settings(silent=True, x_stats_sampling_interval=.1, **kw.pop('settings', {}))
+    return wandb.init(project=kw.pop('project','p'), id=id, settings=settings, reinit='finish_previous', **kw)
+
+with run('plain', name='a name', tags=['x','y'], notes='two\\nlines', group='g', job_type='train', config={'lr': 1e-3, 'model': {'width': 64, 'act': ['relu', None]}, 'a.b': 'dot'}) as r:
+    points = []
+    for i in range(400):
+        row = {'loss': random.gauss(0, 1)*10**random.randint(-300, 300), 'nested': {'acc': random.random()}, 'n': i}
+        r.log(dict(row))
+        points.append([row['loss'].hex(), row['nested']['acc'].hex()])
+    r.log({'late': 1.5}, step=1000)
+    r.summary['best'] = .25
+    r.summary['deep'] = {'k': 'v'}
+    r.config.update({'later': {'z': 3}})
+    r.define_metric('loss', summary='min')
+    r.alert('watch out', 'it diverges')
+    print('a line of output')
+    import json, time
+    json.dump(points, open('points.json', 'w'))
+    time.sleep(.5)
+
+with run('odd') as r:
+    r.log({'x': float('nan'), 'big': 2**60+1, 'text': 'h\\u00e9 "q"', 'flag': True, 'none': None, 'list': [1, 2.5], 'zero': -0., 'tiny': 5e-324, 'huge': 1.7976931348623157e308})
+    r.log({'x': float('inf')})
+    r.log({'x': float('-inf'), 'h': wandb.Histogram([1., 2., 3.])})
+    r.log({'long': 'z'*100_000})
+    r.log({'a/b': 1., 'emoji \\U0001f600': 2.})
+
+with run('typed', settings=dict(x_history_value_encoding='json,typed')) as r:
+    for i in range(20): r.log({'f': float(i), 'i': -i, 's': 'x', 'b': False, 'l': [i], 'v': i/3, 'deep': {'er': i/7}})
+
+for part in range(2):
+    with run('twice', config={'part': part}) as r:
+        for i in range(50): r.log({'y': i+part*.5}, step=part*50+i)
+    time.sleep(1.1)
+
+r = run('fails')
+r.log({'x': 1.})
+r.finish(3)
+"""
+
+def wandb_env(**kw):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(('WANDB', 'MLSTACK'))}
+    return env | dict(WANDB_MODE='offline', WANDB_SILENT='true', OMP_NUM_THREADS='1') | kw
+
+def python(code, cwd, *args, **env):
+    p = subprocess.run([sys.executable, '-c', code, *map(str, args)], cwd=cwd, env=wandb_env(**env), capture_output=True, text=True, timeout=240)
+    assert p.returncode == 0, p.stderr[-3000:]
+    return p.stdout
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('real')
+    python(WRITE, folder)
+    return folder
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('MLSTACK_RUNS', str(tmp_path/'runs'))
+    return tmp_path/'runs'
+
+@pytest.fixture
+def loaded(written): return {r.id: r for r in track.load(written/'wandb')}
+
+def file_of(written, id): return sorted((written/'wandb').glob(f'offline-run-*-{id}/run-{id}.wandb'))[0]
+
+def bits(values): return [struct.pack('<d', v) for v in values]
+
+
+# Reading what W&B wrote
+
+def test_every_point_bit_for_bit(written, loaded):
+    r, points = loaded['plain'], json.loads((written/'points.json').read_text())
+    step, at, loss = r.metric('loss')
+    assert step.tolist() == list(range(400)) and (at[1:] >= at[:-1]).all() and at[0] > 1.7e9
+    assert [v.hex() for v in loss.tolist()] == [o[0] for o in points]
+    assert [v.hex() for v in r.metric('nested.acc')[2].tolist()] == [o[1] for o in points]
+    assert r.metric('n')[2].tolist() == list(range(400)) and r.metric('late')[0].tolist() == [1000]
+    assert r.metric_names == ['late', 'loss', 'n', 'nested.acc']
+    assert len(list(r.path.glob('lanes/*.lane'))) == 2  # not one lane for every order of the names
+
+def test_description_config_and_summary(loaded):
+    r = loaded['plain']
+    assert (r.name, r.project, r.group, r.job_type, r.notes, r.tags, r.state) == ('a name', 'p', 'g', 'train', 'two\nlines', ('x', 'y'), 'finished')
+    assert r.config == {'lr': 1e-3, 'model': {'width': 64, 'act': ['relu', None]}, 'a.b': 'dot', 'later': {'z': 3}}
+    assert r.summary['best'] == .25 and r.summary['deep.k'] == 'v' and r.summary['n'] == 399 and not any(k.startswith('_') for k in r.summary)
+    assert r.seconds > 0 and r.host and track.runs("config.model.width == 64 and summary.best < 1")[0].id == 'plain'
+
+def test_system_statistics_and_console(loaded):
+    "Whatever W&B measured here, with its times; and what was printed."
+    r = loaded['plain']
+    lanes = [LaneFile(o) for o in r.path.glob('system/*.lane')]
+    assert lanes and all(k.startswith('system/') for o in lanes for k in o.keys) and all(o.last()[2] > 1.7e9 for o in lanes)
+    assert any('cpu' in k or 'memory' in k for o in lanes for k in o.keys)
+    lines = [o.split(' ', 2) for p in r.path.glob('console/*.log') for o in p.read_text().splitlines()]
+    assert [o[1:] for o in lines] == [['o', 'a line of output']] and float(lines[0][0]) > 1.7e9
+
+def test_odd_values(loaded):
+    r = loaded['odd']
+    x = r.metric('x')[2].tolist()
+    assert math.isnan(x[0]) and x[1:] == [math.inf, -math.inf]
+    for k, v in dict(big=2**60+1, text='hé "q"', flag=True, none=None, list=[1, 2.5], long='z'*100_000).items(): assert r.metric(k)[2].tolist() == [v], k
+    for k, v in dict(zero=-0., tiny=5e-324, huge=1.7976931348623157e308).items(): assert bits(r.metric(k)[2].tolist()) == bits([v]), k
+    assert r.metric('a/b')[2].tolist() == [1.] and r.metric('emoji 😀')[2].tolist() == [2.]
+    h = r.metric('h')[2][0]
+    assert h['_type'] == 'histogram' and sum(h['values']) == 3  # one value, not three metrics
+    assert not r.problems
+
+def test_typed_values(loaded):
+    r = loaded['typed']
+    assert r.metric('f')[2].tolist() == [float(i) for i in range(20)] and r.metric('i')[2].tolist() == [-i for i in range(20)]
+    assert r.metric('v')[2].tolist() == [i/3 for i in range(20)] and r.metric('deep.er')[2].tolist() == [i/7 for i in range(20)]
+    assert r.metric('s')[2].tolist() == ['x']*20 and r.metric('b')[2].tolist() == [False]*20 and r.metric('l')[2].tolist() == [[i] for i in range(20)]
+
+def test_exit_states(loaded): assert (loaded['fails'].state, loaded['fails'].error, loaded['odd'].state) == ('failed', 'exit code 3', 'finished')
+
+def test_a_resumed_run_is_one_run(written, loaded):
+    assert len(list((written/'wandb').glob('offline-run-*-twice'))) == 2
+    step, _, y = loaded['twice'].metric('y')
+    assert step.tolist() == list(range(100)) and y.tolist() == [i+part*.5 for part in range(2) for i in range(50)] and loaded['twice'].config.part == 1
+
+def test_loading_twice_doubles_nothing(written, loaded):
+    before = {p: p.stat().st_mtime_ns for r in loaded.values() for p in r.path.rglob('*') if p.is_file()}
+    assert {r.id for r in track.load(written/'wandb')} == set(loaded)
+    track.load(written)                                   # one folder up
+    track.load(file_of(written, 'plain').parent)          # one run
+    track.load((written/'wandb'/'latest-run'))            # the link
+    assert {p: p.stat().st_mtime_ns for r in track.runs() for p in r.path.rglob('*') if p.is_file()} == before
+    copy = written/'elsewhere'/'run-twice.wandb'
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copy(file_of(written, 'twice'), copy)
+    assert len(track.load(copy)[0].metric('y')[0]) == 100
+    assert not list(Path(os.environ['MLSTACK_RUNS']).glob('.import*'))
+
+def test_what_somebody_wrote_since_is_kept(written, loaded):
+    with track.init(project='p', id='plain', resume=True) as run: run.notes = 'mine'
+    assert track.load(written/'wandb') and track.runs("id == 'plain'")[0].notes == 'mine'
+
+def test_a_run_of_ours_is_not_overwritten(written):
+    with track.init(project='p', id='odd') as run: run.log(x=1.)
+    r = track.load(file_of(written, 'odd'))[0]
+    assert r.metric('x')[2].tolist() == [1.] and len(track.runs()) == 1
+
+def test_against_the_official_messages(written):
+    "The number of rows and of points is that of W&B's own protobuf classes."
+    count = python("""
+import sys
+from wandb.proto import wandb_internal_pb2 as pb
+from mlstack.tracking.wandb_files import framed
+rows = points = 0
+for data in framed(sys.argv[1], []):
+    r = pb.Record()
+    r.ParseFromString(data)
+    if r.WhichOneof('record_type') == 'history': rows, points = rows+1, points+len(r.history.item)
+print(rows, points)
+""", written, file_of(written, 'plain'), PYTHONPATH=os.environ.get('PYTHONPATH', os.getcwd()))
+    rows = []
+    WandbFile(file_of(written, 'plain')).read(lambda step, row: rows.append(len(wandb_files.flat(row))+1), lambda values, at: None)  # and _step
+    assert [len(rows), sum(rows)] == [int(o) for o in count.split()] and len(rows) == 401
+
+
+# Damage
+
+def rows_of(path):
+    rows, f = [], WandbFile(path)
+    f.read(lambda step, row: rows.append((step, row.get('loss'))), lambda values, at: None)
+    return rows, f.problems
+
+def test_cut_anywhere(written, tmp_path):
+    "A file of any length gives a beginning of the rows, and never an error."
+    data, whole = file_of(written, 'plain').read_bytes(), rows_of(file_of(written, 'plain'))[0]
+    lengths = random.Random(1).sample(range(7, len(data)), 60) + [7, 14, 1 << 15, (1 << 15)+3, len(data)-1]
+    for n in lengths:
+        (tmp_path/'run-c.wandb').write_bytes(data[:n])
+        rows, problems = rows_of(tmp_path/'run-c.wandb')
+        assert rows == whole[:len(rows)] and all('cut off at byte' in o or 'cut off:' in o for o in problems), n
+
+def test_flipped_bits(written, tmp_path):
+    "Nothing wrong is read, the damage is named, and other blocks are read."
+    data, whole = file_of(written, 'plain').read_bytes(), rows_of(file_of(written, 'plain'))[0]
+    assert len(data) > 3 << 15
+    for seed in range(40):
+        at = random.Random(seed).randrange(7, len(data))
+        (tmp_path/'run-d.wandb').write_bytes(data[:at] + bytes([data[at] ^ 1 << seed % 8]) + data[at+1:])
+        rows, problems = rows_of(tmp_path/'run-d.wandb')
+        assert set(rows) <= set(whole) and rows == sorted(rows)
+        assert len(rows) > 150 and (problems or len(rows) == len(whole)), at  # what is unused padding may be flipped unseen
+
+def test_a_damaged_run_is_loaded_with_a_warning(written, tmp_path):
+    data = bytearray(file_of(written, 'plain').read_bytes())
+    data[40_000] ^= 255
+    (tmp_path/'run-plain.wandb').write_bytes(data)
+    with pytest.warns(UserWarning, match=r'run-plain.wandb is damaged at byte [\d,]+: the records from there to byte 65,536 are lost'): r = track.load(tmp_path/'run-plain.wandb')[0]
+    assert 100 < len(r.metric('loss')[0]) < 400 and r.state == 'finished'
+
+def test_foreign_files(written, tmp_path):
+    (tmp_path/'run-x.wandb').write_bytes(b'not one')
+    with pytest.raises(MlstackError, match='no W&B file'): track.load(tmp_path/'run-x.wandb')
+    shutil.copy(file_of(written, 'odd'), tmp_path)
+    with pytest.warns(UserWarning, match='no W&B file'): assert [r.id for r in track.load(tmp_path)] == ['odd']
+    with pytest.raises(MlstackError, match='no W&B runs here'): track.load(tmp_path/'nowhere')
+
+def test_a_killed_run_grows(tmp_path):
+    "A run is killed in the middle; then the same is loaded again after more has been written."
+    p = subprocess.Popen([sys.executable, '-c', """
+import os, time, wandb
+run = wandb.init(project='k', id='killed', settings=wandb.Settings(silent=True, x_disable_stats=True, x_transaction_log_flush_interval=.1))
+for i in range(300): run.log({'loss': i/3})
+time.sleep(1.5)
+print('written', flush=True)
+time.sleep(60)
+"""], cwd=tmp_path, env=wandb_env(), stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert p.stdout.readline().strip() == 'written'
+    os.killpg(p.pid, signal.SIGKILL)
+    p.communicate()
+    file = next(tmp_path.glob('wandb/offline-run-*/run-killed.wandb'))
+    data = file.read_bytes()
+    file.write_bytes(data[:len(data)//2])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        first = track.load(tmp_path/'wandb')[0]
+        n = len(first.metric('loss')[0])
+        file.write_bytes(data)
+        again = track.load(tmp_path/'wandb')[0]
+    values = again.metric('loss')[2].tolist()
+    assert first.state == again.state == 'killed' and 'killed or is still being written' in again.error
+    assert 0 < n < len(values) and values == [i/3 for i in range(len(values))] and not again.problems and len(track.runs()) == 1
+
+def test_reading_needs_no_wandb(written):
+    out = python("import sys, mlstack.tracking as track\nsys.modules['wandb'] = None\nprint(len(track.load(sys.argv[1])))", written, written/'wandb',
+        PYTHONPATH=os.environ.get('PYTHONPATH', os.getcwd()), MLSTACK_RUNS=str(written/'without'))
+    assert out.split() == ['5']
