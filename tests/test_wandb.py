@@ -247,3 +247,98 @@ def test_reading_needs_no_wandb(written):
     out = python("import sys, mlstack.tracking as track\nsys.modules['wandb'] = None\nprint(len(track.load(sys.argv[1])))", written, written/'wandb',
         PYTHONPATH=os.environ.get('PYTHONPATH', os.getcwd()), MLSTACK_RUNS=str(written/'without'))
     assert out.split() == ['5']
+
+
+# From ours to W&B, and back
+
+def points_of(record):
+    "Every point of a run: floats to the bit, and whole numbers as such."
+    exact = lambda v: v.hex() if isinstance(v, float) else v
+    return {k: [(s, exact(v)) for s, v in zip(step.tolist(), value.tolist())] for k in record.metric_names for step, _, value in [record.metric(k)]}
+
+@pytest.fixture(scope='module')
+def synced(tmp_path_factory):
+    "Runs of ours, copied by one child, and what our reader makes of the copies."
+    folder, rng = tmp_path_factory.mktemp('ours'), random.Random(3)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('MLSTACK_RUNS', str(folder/'runs'))
+        for variable in ('WANDB_PROJECT', 'WANDB_NAME', 'WANDB_RUN_ID'): m.setenv(variable, 'not-this')  # those of the training are not those of the copy
+        made = {}
+        with track.init(project='p', name='rich', group='g', job_type='eval', notes='two\nlines é', tags=['a', 'b c'], config={'lr': 1e-3, 'm': {'w': [1, None, 'x']}, 'd.ot': 1}) as run:
+            made['rich'] = run
+            for i in range(300): run.log({'loss': rng.gauss(0, 1)*10**rng.randint(-300, 300), 'n': i, 'part': {'acc': rng.random()}})
+            for i, v in enumerate((math.nan, math.inf, -math.inf, -0., 5e-324)): run.log({'x': v}, step=400+i)
+            run.log({'big': 2**60+1, 's': 'héé', 'yes': True, 'l': [1, 2.5], 'none': None, 'd': {'_type': 'histogram', 'values': [1], 'bins': [.5, 1.5]}}, step=500)
+            run.log({'late': 1.}, step=10**9)
+            run.summary['best'] = .125
+        with track.init(project='p', name='back and forth') as run:
+            made['odd steps'] = run
+            for s in (5, 3, 3, -2, 4, 5): run.log({'loss': rng.random(), 'k': s}, step=s)
+            run.log({'other': 1.}, step=3)
+        run = made['failed'] = track.init(project='p')
+        run.log(x=1.)
+        run.finish(1, error='ValueError: no')
+        run = made['killed'] = track.init(project='p')
+        run.finish(state='killed')
+        run = made['preempted'] = track.init(project='p')
+        run.log(x=2.)
+        run.finish(state='preempted')
+        places = track.sync(made.values(), to='wandb', dir=folder)
+        back = {r.id: r for r in track.load(folder/'wandb', dir=folder/'back')}
+        for r in back.values(): r.summary, r.lanes
+        yield {k: (o.record(), back[o.id]) for k, o in made.items()}, places, folder
+
+@pytest.mark.parametrize('name', ['rich', 'odd steps', 'failed', 'killed', 'preempted'])
+def test_round_trip(synced, name):
+    ours, back = synced[0][name]
+    assert points_of(back) == points_of(ours) and not back.problems
+    assert json.dumps(back.summary, sort_keys=True) == json.dumps(ours.summary, sort_keys=True)
+    for k in ('id', 'project', 'name', 'group', 'job_type', 'notes', 'tags', 'config', 'state'): assert getattr(back, k) == getattr(ours, k), k
+    assert abs((back.created-ours.created).total_seconds()) < .001
+
+def test_times_survive(synced):
+    ours, back = synced[0]['rich']
+    for k in ('loss', 'x', 's', 'late'): assert back.metric(k)[1].tolist() == ours.metric(k)[1].tolist(), k
+
+def test_the_copy_is_a_folder_of_wandb(synced):
+    _, places, folder = synced
+    assert len(places) == 5 and all(o.parent == folder/'wandb' and len(list(o.glob('run-*.wandb'))) == 1 for o in places)
+
+def test_wandb_sync_reads_the_copy(synced):
+    "`wandb sync` lists our folders among those it would upload."
+    p = subprocess.run([sys.executable, '-m', 'wandb', 'sync', '--dry-run'], cwd=synced[2], env=wandb_env(WANDB_SILENT='false'), capture_output=True, text=True, timeout=120)
+    text = p.stdout+p.stderr
+    assert all(f'{next(o.glob("run-*.wandb")).name}' in text for o in synced[1]), text[-2000:]
+
+def test_loading_a_copy_where_the_run_is_changes_nothing(synced):
+    ours, _ = synced[0]['rich']
+    before = points_of(ours)
+    assert points_of(track.load(synced[1][0], dir=ours.path.parent.parent)[0]) == before
+
+def test_online_without_an_account_is_an_error_that_loses_nothing(tmp_path, monkeypatch):
+    for k in [k for k in os.environ if k.startswith('WANDB')]: monkeypatch.delenv(k)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('NETRC', str(tmp_path/'none'))
+    monkeypatch.setenv('WANDB_BASE_URL', 'http://127.0.0.1:9')  # nobody listens there
+    with track.init() as run: run.log(x=1.)
+    with pytest.raises(MlstackError, match='W&B did not take this run'): track.sync(run, mode='online', dir=tmp_path)
+    assert track.runs()[0].metric('x')[2].tolist() == [1.]
+
+def test_a_sink_outlives_the_program(tmp_path, folder):
+    "Nothing of W&B is imported by the training; the copy appears after it has ended."
+    python("import sys, mlstack.tracking as track\nrun = track.init(project='s', id='sunk')\nfor i in range(50): run.log(loss=i/3)\nassert 'wandb' not in sys.modules", tmp_path,
+        MLSTACK_SINKS='wandb', MLSTACK_RUNS=str(folder), PYTHONPATH=os.environ.get('PYTHONPATH', os.getcwd()))
+    import time
+    deadline = time.monotonic()+90
+    while time.monotonic() < deadline and 'mlstack-sync:' not in (folder/'s'/'sunk'/'sync.log').read_text(): time.sleep(.1)
+    assert track.load(tmp_path/'wandb', dir=tmp_path/'back')[0].metric('loss')[2].tolist() == [i/3 for i in range(50)]
+
+def test_a_dead_sink_only_warns(monkeypatch, tmp_path):
+    (tmp_path/'wandb.py').write_text('raise ImportError("a broken installation")')
+    monkeypatch.syspath_prepend(tmp_path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always')
+        with track.init(sinks='wandb') as run: run.log(x=1.)
+        if run.copying: run.copying.join()
+    assert any('W&B' in str(o.message) and 'sync.log' in str(o.message) for o in told)
+    assert run.state == 'finished' and run.record().metric('x')[2].tolist() == [1.]

@@ -240,7 +240,7 @@ class Writer:
         if self.defer is not None and any(_on_device(v) for v in flat(metrics).values()): return self.defer(step, metrics, at)
         row = {k if type(k) is str else str(k): plain(v) for k,v in flat(metrics).items()}
         numbers = {k:v for k,v in row.items() if type(v) is float or type(v) is int and -_exact<=v<=_exact}
-        if shape is not None and len(numbers)==len(metrics) and all(type(k) is str for k in metrics): self._remember(shape, metrics)
+        if shape is not None and numbers.keys()==metrics.keys() and all(type(k) is str for k in metrics): self._remember(shape, metrics)
         if numbers: self._append(tuple(numbers), step, numbers.values(), at)
         if len(numbers)<len(row): self._other(step, {k:v for k,v in row.items() if k not in numbers}, at)
 

@@ -63,6 +63,7 @@ class Later:
 # %% ../../nbs/tracking/02_recorder.ipynb #9f1d8e2f
 class Run:
     "The record of one execution. `init` makes one; see there."
+    _sinks,copying = (),None
     def __init__(self, path, meta, config, owner, ctx, step=0):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
@@ -183,6 +184,9 @@ class Run:
             if self._events is not None: self._events.close()
             self._local = threading.local()
         _forget(self)
+        if self._sinks and self._owner:
+            from mlstack.tracking.wandb_sync import copy_in_background
+            self.copying = copy_in_background(self, self._sinks)
 
     def record(self):
         "This run as a reader sees it now: its curves, summary and state."
@@ -290,7 +294,7 @@ def init(
         if reinit!='create_new': _current[-1].finish()
     ctx = context()
     if not in_block: ctx = _published.get(ctx.run, ctx)
-    here = settings(runs=dir or getattr(ctx,'runs',None) or None)
+    here = settings(runs=dir or getattr(ctx,'runs',None) or None, sinks=sinks)
     runs,project = here.runs,_folder_name((ctx.project if told else '') or project or ctx.project or here.project, 'project')
     if resume is True and not id: raise MlstackError('which run is to be resumed', 'init(resume=True)', 'add id=; track.runs() lists them')
     id = _folder_name(id or new_id(), 'id')
@@ -303,7 +307,9 @@ def init(
         job_type=job_type or '', created=time.time(), parent=ctx.parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
     made = _make(path, meta)
     facts = None if made else RunFacts(path)
-    return _start(path, meta, config, made, facts, ctx, runs)
+    run = _start(path, meta, config, made, facts, ctx, runs)
+    run._sinks = here.sinks
+    return run
 
 # %% ../../nbs/tracking/02_recorder.ipynb #33ddefb1
 def _rejoin(run, config, ctx):

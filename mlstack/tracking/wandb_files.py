@@ -276,8 +276,8 @@ class _Import:
 
 STEP = 'mlstack/step' # under this name `sync` keeps a step that W&B cannot hold
 
-# %% ../../nbs/tracking/06_wandb_files.ipynb #4e627c71
-def _same(a, b): return json.dumps(a, sort_keys=True)==json.dumps(b, sort_keys=True) # nan is nan
+# %% ../../nbs/tracking/06_wandb_files.ipynb #8fcd788f
+def _same(a, b): return a==b or json.dumps(a, sort_keys=True)==json.dumps(b, sort_keys=True) # nan is nan, and 2 is what W&B makes of 2.0
 
 def _events_of(o, size):
     "What a file says beside its rows, as the events of a writer."
@@ -294,11 +294,12 @@ def _events_of(o, size):
     if config: yield dict(k='config', t=began, v=config)
     for d in f.defined: yield dict(k='define', t=began, **d)
     for a in f.alerts: yield dict(k='alert', t=end, **a)
-    if summary := {k:v for k,v in flat(f.summary).items() if k not in last or not _same(last[k],v)}: yield dict(k='summary', t=end, v=summary, gone=[])
+    if summary := {k:v for k,v in flat(f.summary).items() if k!=STEP and (k not in last or not _same(last[k],v))}: yield dict(k='summary', t=end, v=summary, gone=[])
     yield dict(k='finish', t=end, last=last, lanes=counts, **_ending(f))
 
 def _ending(f):
     if f.exit is None: return dict(state='preempted' if f.preempted else 'killed', error='the W&B file has no end: the run was killed or is still being written')
+    if f.exit in (130,137,143): return dict(state='killed', error=f'exit code {f.exit}') # 128 and a signal
     if f.exit==0: return dict(state='finished', error='')
     return dict(state='preempted' if f.preempted else 'failed', error=f'exit code {f.exit}')
 
