@@ -97,7 +97,7 @@ class Summary(MutableMapping):
     def __setattr__(self, k, v): self[k] = v
     def __repr__(self): return f'Summary({self._all()})'
 
-# %% ../../nbs/tracking/01c_facts.ipynb #6d9f0e7c
+# %% ../../nbs/tracking/01c_facts.ipynb #a704972d
 def _events(path, problems):
     "The events of one file."
     try: data = path.read_bytes()
@@ -109,7 +109,7 @@ def _events(path, problems):
             if line: yield _checked(json.loads(line))
         except (ValueError,TypeError): problems.append(f'{path}, line {i}: this event is damaged and was left out')
 
-_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), finish=dict(state=str, last=dict, lanes=dict))
+_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), finish=dict(state=str))
 
 def _checked(o):
     "An event, if it has the form of one: a flipped bit may leave valid JSON."
@@ -118,6 +118,7 @@ def _checked(o):
         if 'p' in o: ok = ('v' in o or 'gone' in o) and isinstance(o['p'],list) and o['p'] and all(isinstance(k,str) for k in o['p'])
         else: ok = isinstance(o.get('v'),dict)
     if not ok: raise ValueError('no event')
+    if o.get('k')=='finish': o.update((k,{}) for k in ('last','lanes') if not isinstance(o.get(k),dict))
     return o
 
 class RunFacts:
