@@ -97,7 +97,7 @@ class Summary(MutableMapping):
     def __setattr__(self, k, v): self[k] = v
     def __repr__(self): return f'Summary({self._all()})'
 
-# %% ../../nbs/tracking/01c_facts.ipynb #3986675a
+# %% ../../nbs/tracking/01c_facts.ipynb #6d9f0e7c
 def _events(path, problems):
     "The events of one file."
     try: data = path.read_bytes()
@@ -109,12 +109,15 @@ def _events(path, problems):
             if line: yield _checked(json.loads(line))
         except (ValueError,TypeError): problems.append(f'{path}, line {i}: this event is damaged and was left out')
 
+_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), finish=dict(state=str, last=dict, lanes=dict))
+
 def _checked(o):
     "An event, if it has the form of one: a flipped bit may leave valid JSON."
-    need = dict(start=dict(process=dict), config=dict(v=object) if not o.get('gone') else dict(p=list), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict),
-        finish=dict(state=str, last=dict, lanes=dict)).get(o.get('k'), {}) if isinstance(o,dict) else dict(k=str)
-    if not isinstance(o,dict) or not isinstance(o.get('t'),(int,float)) or any(not isinstance(o.get(k),t) for k,t in need.items()): raise ValueError('no event')
-    if o.get('k')=='config' and not (('v' in o or 'gone' in o) and isinstance(o.get('p'),list) and all(isinstance(k,str) for k in o['p']) or 'p' not in o and isinstance(o.get('v'),dict)): raise ValueError('no event')
+    ok = isinstance(o,dict) and isinstance(o.get('t'),(int,float)) and all(isinstance(o.get(k),t) for k,t in _form.get(o.get('k'),{}).items())
+    if ok and o.get('k')=='config':
+        if 'p' in o: ok = ('v' in o or 'gone' in o) and isinstance(o['p'],list) and o['p'] and all(isinstance(k,str) for k in o['p'])
+        else: ok = isinstance(o.get('v'),dict)
+    if not ok: raise ValueError('no event')
     return o
 
 class RunFacts:

@@ -36,7 +36,7 @@ def _nested(d, path):
             except KeyError: pass
     raise KeyError(path)
 
-# %% ../../nbs/tracking/03_query.ipynb #bcaae123
+# %% ../../nbs/tracking/03_query.ipynb #5b9ad503
 class Record:
     "One run as its files say: description, config, summary, state, curves."
     def __init__(self, path):
@@ -63,9 +63,9 @@ class Record:
         return max([*ends, self.facts.meta['created']])-self.facts.meta['created']
 
     @property
-    def host(self): return self.facts.writers[0]['start']['process']['host'] if self.facts.writers else ''
+    def host(self): return self.facts.writers[0]['start']['process'].get('host','') if self.facts.writers else ''
     @property
-    def command(self): return ' '.join(self.facts.writers[0]['start'].get('command',())) if self.facts.writers else ''
+    def command(self): return ' '.join(map(str, self.facts.writers[0]['start'].get('command') or ())) if self.facts.writers else ''
     @property
     def code(self): return self._json('code.json')
     @property
