@@ -6,7 +6,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'BLOCK', 'FIRST', 'MOST', 'DamagedFile', 'record_struct', 'typed', 'lane_header', 'disk_full', 'Lane',
-           'WrittenLane', 'open_lane', 'plain', 'flat', 'Lines', 'Writer', 'read_header', 'LaneFile']
+           'WrittenLane', 'open_lane', 'plain', 'flat', 'kept', 'Lines', 'Writer', 'read_header', 'LaneFile']
 
 # %% ../../nbs/tracking/01_lanes.ipynb #2ba48f25
 import os, json, mmap, time, errno
@@ -190,6 +190,14 @@ def flat(d, prefix=''):
 # %% ../../nbs/tracking/01_lanes.ipynb #85550095
 def _on_device(v): return getattr(getattr(v,'device',None), 'type', 'cpu') != 'cpu'
 
+def kept(v, folder): # of lanes
+    "A value as it stands in a row: plain, or a reference to an image or the like that is kept beside the lanes."
+    kind = type(v)
+    if hasattr(kind,'stored_in') or kind in (list,tuple) or kind.__module__.partition('.')[0] in ('PIL','matplotlib','plotly'):
+        from mlstack.tracking.media import stored
+        return stored(v, folder.parent)
+    return plain(v)
+
 class Lines:
     "A file of JSON lines with one writer; each line is one `write`, so a kill leaves it whole or absent."
     def __init__(self, path):
@@ -238,7 +246,7 @@ class Writer:
                 if not -_exact <= metrics[k] <= _exact: break
             else: return self._append(tuple(metrics), step, metrics.values(), at)
         if self.defer is not None and any(_on_device(v) for v in flat(metrics).values()): return self.defer(step, metrics, at)
-        row = {k if type(k) is str else str(k): plain(v) for k,v in flat(metrics).items()}
+        row = {k if type(k) is str else str(k): kept(v, self.folder) for k,v in flat(metrics).items()}
         numbers = {k:v for k,v in row.items() if type(v) is float or type(v) is int and -_exact<=v<=_exact}
         if shape is not None and numbers.keys()==metrics.keys() and all(type(k) is str for k in metrics): self._remember(shape, metrics)
         if numbers: self._append(tuple(numbers), step, numbers.values(), at)

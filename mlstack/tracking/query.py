@@ -129,6 +129,9 @@ def _summary_of(self):
         for writer in sorted(self.facts.writers, key=lambda o: o['start']['t']):
             if writer['finish']: out.update(writer['finish'].get('last',{}))
             else: out.update(self._newest(writer['file'].removesuffix('.jsonl')+'-'))
+        if self.facts.defined:
+            from mlstack.tracking.definitions import defined_summary
+            out = defined_summary(out, self.facts.defined, self)
         self._summary = out | self.facts.summary
     return self._summary
 
@@ -188,6 +191,14 @@ def history(record):
 
 Record.metric_names,Record.history = property(metric_names),history
 Record.metric = lambda self, name: series(self, name)
+Record.alerts = property(lambda self: self.facts.alerts)
+
+def _media(self, name):
+    "What was logged under `name` as the objects that were logged: (step, Image or Table or …)."
+    from mlstack.tracking.media import media_of
+    return media_of(self, name)
+
+Record.media = _media
 
 # %% ../../nbs/tracking/03_query.ipynb #f441bf60
 MISSING = type('Missing', (), {'__bool__': lambda self: False, '__repr__': lambda self: 'missing'})()

@@ -63,11 +63,11 @@ class Later:
 # %% ../../nbs/tracking/02_recorder.ipynb #9f1d8e2f
 class Run:
     "The record of one execution. `init` makes one; see there."
-    _sinks,copying = (),None
+    _sinks,copying,_defined = (),None,{}
     def __init__(self, path, meta, config, owner, ctx, step=0):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
-        self._listeners,self._origins,self._final = (),None,{}
+        self._listeners,self._origins,self._final,self._alerts,self._watched = (),None,{},{},[]
         self._anew()
         self.config = Config(config, lambda path,v: self._event('config', **(dict(p=path, gone=1) if v is _gone else dict(p=path, v=plain(v)))))
         self.summary = Summary(self._last, lambda new,gone: self._event('summary', v=new, gone=gone))
@@ -98,7 +98,9 @@ class Run:
         **kw          # more metrics
     ):
         "Record one row. It is in the file when this returns, whatever happens next."
-        if kw: metrics = {**(metrics or {}), **kw}
+        if kw:
+            if metrics is None and isinstance(kw.get('data'),dict): metrics = kw.pop('data') # W&B's name of it
+            metrics = {**(metrics or {}), **kw}
         if step is None:
             # no call stands between these two lines, so two threads cannot take the same step
             step = self._step
@@ -161,11 +163,16 @@ class Run:
         self._listeners = (*self._listeners, fn)
         return fn
 
-    def log_artifact(self, path, name=None, type='file', aliases=()):
+    def log_artifact(self, path, name=None, type='file', aliases=(), tags=()):
         "Keep a file or folder as the next version of the artifact `name`, made by this run."
-        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id)
+        if hasattr(path,'gathered'): return self._log_gathered(path, name, aliases)
+        art = add_artifact(self.path.parent/'.artifacts', path, name, type or 'file', aliases or (), self.id)
         self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size))
         return art
+
+    def _log_gathered(self, artifact, name, aliases):
+        from tempfile import TemporaryDirectory
+        with TemporaryDirectory() as folder: return self.log_artifact(artifact.gathered(folder), name or artifact.name, artifact.type, [*artifact.aliases,*(aliases or ())])
 
     def finish(self,
         exit_code=0, # anything but 0: failed
@@ -218,6 +225,16 @@ def _described(name, doc):
         self._meta[name] = v = ([v] if isinstance(v,str) else list(v)) if name=='tags' else str(v)
         self._event('set', v={name:v})
     return property(get, put, doc=doc)
+
+def _elsewhere(name):
+    "A method that lives in `definitions` and is loaded when it is used."
+    def method(self, *args, **kw):
+        from mlstack.tracking import definitions
+        return getattr(definitions, name)(*args, **kw, run=self)
+    method.__name__ = name
+    return method
+
+for _k in ('define_metric','alert','watch','unwatch'): setattr(Run, _k, _elsewhere(_k))
 
 for _k,_doc in dict(name='What people call it.', group='Runs that belong together.', notes='Anything about it.', tags='Words to find it by.', job_type='train, eval, …').items():
     setattr(Run, _k, _described(_k, _doc))
@@ -396,6 +413,6 @@ def finish(exit_code=0):
     "`Run.finish` of the current run, if one is open."
     if run := current(): run.finish(exit_code)
 
-def log_artifact(path, name=None, type='file', aliases=()):
+def log_artifact(path, name=None, type='file', aliases=(), tags=()):
     "`Run.log_artifact` of the current run."
-    return current('log_artifact').log_artifact(path, name, type, aliases)
+    return current('log_artifact').log_artifact(path, name, type, aliases, tags)
