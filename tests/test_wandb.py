@@ -2,9 +2,11 @@
 import json, math, os, random, shutil, signal, struct, subprocess, sys, warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import mlstack.tracking as track
+from mlstack import core
 from mlstack.core import MlstackError
 from mlstack.tracking import wandb_files
 from mlstack.tracking.lanes import LaneFile
@@ -35,6 +37,13 @@ with run('plain', name='a name', tags=['x','y'], notes='two\\nlines', group='g',
     import json, time
     json.dump(points, open('points.json', 'w'))
     time.sleep(.5)
+
+import numpy as np
+with run('media') as r:
+    r.log({'image': wandb.Image(np.full((4, 4, 3), 7, np.uint8), caption='seven'), 'many': [wandb.Image(np.full((4, 4), i, np.uint8), caption=str(i)) for i in range(2)]})
+    r.log({'table': wandb.Table(columns=['a', 'b'], data=[[1, 'x'], [2, 'y']]), 'page': wandb.Html('<b>hi</b>', inject=False)})
+    r.define_metric('loss', summary='min')
+    r.log({'loss': 1.}); r.log({'loss': 2.})
 
 with run('odd') as r:
     r.log({'x': float('nan'), 'big': 2**60+1, 'text': 'h\\u00e9 "q"', 'flag': True, 'none': None, 'list': [1, 2.5], 'zero': -0., 'tiny': 5e-324, 'huge': 1.7976931348623157e308})
@@ -74,7 +83,9 @@ def written(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv('MLSTACK_RUNS', str(tmp_path/'runs'))
-    return tmp_path/'runs'
+    core.set_process_context(None)
+    yield tmp_path/'runs'
+    core.set_process_context(None)
 
 @pytest.fixture
 def loaded(written): return {r.id: r for r in track.load(written/'wandb')}
@@ -122,6 +133,15 @@ def test_odd_values(loaded):
     h = r.metric('h')[2][0]
     assert h['_type'] == 'histogram' and sum(h['values']) == 3  # one value, not three metrics
     assert not r.problems
+
+def test_media(loaded):
+    r = loaded['media']
+    (step, image), = r.media('image')
+    assert (step, image.caption, np.asarray(image.open()).tolist()) == (0, 'seven', [[[7]*3]*4]*4)
+    assert [(o.caption, np.asarray(o.open())[0, 0]) for o in r.media('many')[0][1]] == [('0', 0), ('1', 1)]
+    (_, table), = r.media('table')
+    assert (table.columns, table.rows) == (['a', 'b'], [[1, 'x'], [2, 'y']]) and '<b>hi</b>' in r.media('page')[0][1].data.decode()
+    assert (r.facts.defined['loss']['summary'], r.summary['loss.min']) == ('min', 1.)
 
 def test_typed_values(loaded):
     r = loaded['typed']
@@ -246,7 +266,7 @@ time.sleep(60)
 def test_reading_needs_no_wandb(written):
     out = python("import sys, mlstack.tracking as track\nsys.modules['wandb'] = None\nprint(len(track.load(sys.argv[1])))", written, written/'wandb',
         PYTHONPATH=os.environ.get('PYTHONPATH', os.getcwd()), MLSTACK_RUNS=str(written/'without'))
-    assert out.split() == ['5']
+    assert out.split() == ['6']
 
 
 # From ours to W&B, and back
@@ -260,6 +280,7 @@ def points_of(record):
 def synced(tmp_path_factory):
     "Runs of ours, copied by one child, and what our reader makes of the copies."
     folder, rng = tmp_path_factory.mktemp('ours'), random.Random(3)
+    core.set_process_context(None)
     with pytest.MonkeyPatch.context() as m:
         m.setenv('MLSTACK_RUNS', str(folder/'runs'))
         for variable in ('WANDB_PROJECT', 'WANDB_NAME', 'WANDB_RUN_ID'): m.setenv(variable, 'not-this')  # those of the training are not those of the copy
@@ -283,6 +304,13 @@ def synced(tmp_path_factory):
         run = made['preempted'] = track.init(project='p')
         run.log(x=2.)
         run.finish(state='preempted')
+        with track.init(project='p') as run:
+            made['media'] = run
+            x = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+            run.define_metric('loss', summary='min')
+            run.log({'image': track.Image(x, caption='x'), 'two': [track.Image(x), track.Image(255-x)], 'page': track.Html('<i>p</i>'), 'h': track.Histogram([1., 2.]),
+                'table': track.Table(columns=['n', 'what'], data=[[1, track.Image(x)], [2, None]]), 'sound': track.Audio(np.sin(np.arange(800)/9), 8000), 'loss': 1.})
+            run.log(loss=2.)
         places = track.sync(made.values(), to='wandb', dir=folder)
         back = {r.id: r for r in track.load(folder/'wandb', dir=folder/'back')}
         yield {k: (o.record(), back[o.id]) for k, o in made.items()}, places, folder
@@ -295,13 +323,23 @@ def test_round_trip(synced, name):
     for k in ('id', 'project', 'name', 'group', 'job_type', 'notes', 'tags', 'config', 'state'): assert getattr(back, k) == getattr(ours, k), k
     assert abs((back.created-ours.created).total_seconds()) < .001
 
+def test_media_round_trip(synced):
+    (ours, back) = synced[0]['media']
+    for name in ('image', 'two', 'table', 'page', 'sound', 'h'): assert len(back.media(name)) == len(ours.media(name)) == 1, name
+    pixels = lambda r: [np.asarray(o.open()).tolist() for o in [r.media('image')[0][1], *r.media('two')[0][1]]]
+    assert pixels(back) == pixels(ours) and back.media('image')[0][1].caption == 'x'
+    a, b = back.media('table')[0][1], ours.media('table')[0][1]
+    assert a.columns == b.columns and a.get_column('n') == b.get_column('n')
+    assert back.media('sound')[0][1].data == ours.media('sound')[0][1].data and '<i>' in back.media('page')[0][1].data.decode()
+    assert back.media('h')[0][1].histogram == ours.media('h')[0][1].histogram and back.summary['loss.min'] == ours.summary['loss.min'] == 1.
+
 def test_times_survive(synced):
     ours, back = synced[0]['rich']
     for k in ('loss', 'x', 's', 'late'): assert back.metric(k)[1].tolist() == ours.metric(k)[1].tolist(), k
 
 def test_the_copy_is_a_folder_of_wandb(synced):
     _, places, folder = synced
-    assert len(places) == 5 and all(o.parent == folder/'wandb' and len(list(o.glob('run-*.wandb'))) == 1 for o in places)
+    assert len(places) == 6 and all(o.parent == folder/'wandb' and len(list(o.glob('run-*.wandb'))) == 1 for o in places)
 
 def test_wandb_sync_reads_the_copy(synced):
     "`wandb sync` lists our folders among those it would upload."

@@ -240,7 +240,7 @@ def _wav(x, rate):
         f.writeframes(x.astype('<i2').tobytes())
     return out.getvalue()
 
-# %% ../../nbs/tracking/02b_media.ipynb #e00ee793
+# %% ../../nbs/tracking/02b_media.ipynb #21630d78
 _kinds = {o.kind: o for o in (Image,Table,Html,Audio)}
 
 def restored(v, run):
@@ -251,6 +251,7 @@ def restored(v, run):
     if kind not in _kinds or 'sha256' not in v: return v
     path = Path(run)/str(v.get('path',''))
     if not path.resolve().is_relative_to((Path(run)/'media').resolve()): raise MlstackError('this value points out of its run', str(path), 'do not trust this run')
+    if not path.is_file(): return v
     data,_ = _file(path)
     if sha256(data).hexdigest()!=v['sha256']: raise MlstackError('this file is damaged', str(path), 'its other values are read')
     o = object.__new__(_kinds[kind])

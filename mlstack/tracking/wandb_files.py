@@ -7,8 +7,9 @@ W&B's offline mode leaves a folder for each run, `wandb/offline-run-<time>-<id>/
 # %% auto #0
 __all__ = ['MAGIC', 'BLOCK', 'STEP', 'framed', 'fields', 'WandbFile', 'import_file', 'wandb_files', 'load']
 
-# %% ../../nbs/tracking/06_wandb_files.ipynb #5a1303e1
+# %% ../../nbs/tracking/06_wandb_files.ipynb #51e61d91
 import json, os, re, struct, warnings
+from hashlib import sha256
 from pathlib import Path
 from zlib import crc32
 
@@ -231,7 +232,7 @@ def _change_config(self, data): self._set(self.config, data)
 
 _readers = {3:WandbFile._change_summary, 5:_change_config, 8:_artifact, 10:_alert, 12:_define, 13:_console, 17:WandbFile._run, 18:_exit, 23:_preempting, 26:_environment}
 
-# %% ../../nbs/tracking/06_wandb_files.ipynb #b983512f
+# %% ../../nbs/tracking/06_wandb_files.ipynb #39681b6f
 def _plausible(at): return isinstance(at,(int,float)) and 1e8<at<1e11
 
 class _Import:
@@ -251,7 +252,22 @@ class _Import:
         row = flat(row)
         self.step = step = row.pop(STEP, step)
         # W&B writes the names of a row in any order: sorted, rows with equal names share a lane
-        if row: self.writer.put_any(step, {k: row[k] for k in sorted(row)}, at)
+        if row: self.writer.put_any(step, {k: self.media(row[k]) if isinstance(row[k],dict) else row[k] for k in sorted(row)}, at)
+
+    def media(self, v):
+        "A value with a file, or several, with its files copied to where ours are."
+        if v.get('_type')=='images/separated':
+            captions = v['captions'] if isinstance(v.get('captions'),list) else []
+            known = {k: v[k] for k in ('format','width','height') if k in v}
+            return [self.media({'_type':'image-file', 'path':o, **known, **(dict(caption=captions[i]) if i<len(captions) and captions[i] else {})}) for i,o in enumerate(v.get('filenames',()))]
+        source = self.file.path.parent/'files'/str(v.get('path',''))
+        if 'path' not in v or not source.is_file() or not source.resolve().is_relative_to(self.file.path.parent.resolve()): return v
+        data = source.read_bytes()
+        digest = sha256(data).hexdigest()
+        name = f"{digest[:32]}.{'table.json' if source.name.endswith('.table.json') else source.suffix[1:]}"
+        (self.aside/'media').mkdir(exist_ok=True)
+        (self.aside/'media'/name).write_bytes(data)
+        return {k:w for k,w in v.items() if not k.startswith('artifact') and k not in ('_latest_artifact_path','grouping')} | dict(path=f'media/{name}', sha256=digest, size=len(data))
 
     def stat(self, values, at):
         values = {k: float(values[k]) for k in sorted(values) if isinstance(values[k],(int,float))}
@@ -303,7 +319,7 @@ def _ending(f):
     if f.exit==0: return dict(state='finished', error='')
     return dict(state='preempted' if f.preempted else 'failed', error=f'exit code {f.exit}')
 
-# %% ../../nbs/tracking/06_wandb_files.ipynb #ff0de711
+# %% ../../nbs/tracking/06_wandb_files.ipynb #b869099e
 def _origins(f, path):
     "The code and the environment, as far as W&B noted them."
     patch = next((o.read_bytes() for o in (f.path.parent/'files'/'diff.patch',) if o.is_file()), b'')
@@ -365,7 +381,7 @@ def _move_in(aside, path, stem, size):
     "The lanes, then the events that count them. A process that dies in between leaves work for the next `load`."
     final = path/'events'/f'{stem}.jsonl'
     if _known(final, size): return
-    for folder in ('lanes','system','console'):
+    for folder in ('media','lanes','system','console'):
         fresh = {o.name for o in (aside/folder).glob('*')}
         if fresh: (path/folder).mkdir(exist_ok=True)
         for name in sorted(fresh): os.replace(aside/folder/name, path/folder/name)
