@@ -379,3 +379,45 @@ def test_a_dead_sink_only_warns(monkeypatch, tmp_path):
         if run.copying: run.copying.join()
     assert any('W&B' in str(o.message) and 'sync.log' in str(o.message) for o in told)
     assert run.state == 'finished' and run.record().metric('x')[2].tolist() == [1.]
+
+
+# The names of `import mlstack.tracking as wandb`
+
+def test_every_name_of_wandb_is_covered_or_listed():
+    "Against the signatures of the installed SDK."
+    from mlstack.tracking.wandb_names import coverage
+    found = coverage()
+    assert not (unknown := [o[:2] for o in found if o[2] == 'unknown']), f'say in wandb_names whether these are accepted or missing: {unknown}'
+    assert {'init', 'Run.log', 'Run.define_metric', 'Run.log_artifact', 'Table', 'Image', 'Histogram', 'Html', 'Audio', 'Artifact', 'wandb', 'Run'} <= {o[0] for o in found}
+    assert sum(o[2] == 'covered' for o in found) > 100
+
+def test_a_new_name_would_be_found(monkeypatch):
+    import wandb
+    from mlstack.tracking.wandb_names import coverage
+    monkeypatch.setattr(wandb, 'init', lambda entity=None, something_new=None: None)
+    monkeypatch.setattr(wandb.Run, 'another_method', lambda self: None, raising=False)
+    assert {o[:2] for o in coverage() if o[2] == 'unknown'} == {('init', 'something_new'), ('Run', 'another_method')}
+
+def test_what_is_listed_as_accepted_is_accepted(tmp_path):
+    "Every argument of the real `init`, and every one that is listed as taken without effect."
+    import inspect, wandb
+    from mlstack.tracking import recorder
+    from mlstack.tracking.wandb_names import ACCEPTED
+    values = {k: None for k in inspect.signature(wandb.init).parameters} | {k: None for k in ACCEPTED['init']}
+    recorder._told.clear()
+    with pytest.warns(UserWarning, match='means nothing here'), track.init(**values) as run: run.log(data={'x': 1.})
+    assert run.record().metric('x')[2].tolist() == [1.]
+    x = np.zeros((4, 4), np.uint8)
+    accept = lambda name: {k: True for k in ACCEPTED[name]}
+    table = track.Table(columns=['a'], data=[[1]], **accept('Table'))
+    table.add_column('b', [2], **accept('Table.add_column'))
+    (tmp_path/'f').write_text('')
+    artifact = track.Artifact('a', type='t', **accept('Artifact'))
+    artifact.add_file(tmp_path/'f', **accept('Artifact.add_file'))
+    artifact.add_dir(tmp_path, **accept('Artifact.add_dir'))
+    with track.init() as run:
+        run.log({'t': table, 'i': track.Image(x, **accept('Image')), 'h': track.Html('', **accept('Html'))})
+        run.define_metric('x', **accept('Run.define_metric'))
+        assert run.log_artifact(artifact, **accept('Run.log_artifact')).files
+        run.save(tmp_path/'f', **accept('Run.save'))
+        run.watch([], **accept('Run.watch'))

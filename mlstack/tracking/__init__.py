@@ -13,8 +13,8 @@ from ..core import lazy
 # %% ../../nbs/tracking/00_tracking.ipynb #8073cf66
 _where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', finish='.recorder', Run='.recorder',
     runs='.query', Runs='.query', Record='.query', ui='.page', load='.wandb_files', sync='.wandb_sync',
-    define_metric='.definitions', alert='.definitions', watch='.definitions', unwatch='.definitions',
-    Image='.media', Table='.media', Histogram='.media', Html='.media', Audio='.media', Artifact='.media')
+    **dict.fromkeys(('define_metric','alert','watch','unwatch','save','log_model','login','Settings','AlertLevel'), '.definitions'),
+    **dict.fromkeys(('Image','Table','Histogram','Html','Audio','Artifact'), '.media'))
 __all__ = list(_where)+['run']
 _load,__dir__ = lazy(__name__, _where)
 

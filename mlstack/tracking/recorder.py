@@ -165,14 +165,15 @@ class Run:
 
     def log_artifact(self, path, name=None, type='file', aliases=(), tags=()):
         "Keep a file or folder as the next version of the artifact `name`, made by this run."
-        if hasattr(path,'gathered'): return self._log_gathered(path, name, aliases)
-        art = add_artifact(self.path.parent/'.artifacts', path, name, type or 'file', aliases or (), self.id)
-        self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size))
-        return art
-
-    def _log_gathered(self, artifact, name, aliases):
+        if not hasattr(path,'gathered'): return self._keep(path, name, type or 'file', aliases or (), {})
         from tempfile import TemporaryDirectory
-        with TemporaryDirectory() as folder: return self.log_artifact(artifact.gathered(folder), name or artifact.name, artifact.type, [*artifact.aliases,*(aliases or ())])
+        with TemporaryDirectory() as folder:
+            return self._keep(path.gathered(folder), name or path.name, path.type, [*path.aliases,*(aliases or ())], dict(description=path.description, metadata=plain(path.metadata)))
+
+    def _keep(self, path, name, type, aliases, facts):
+        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id)
+        self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size, **facts))
+        return art
 
     def finish(self,
         exit_code=0, # anything but 0: failed
@@ -234,7 +235,13 @@ def _elsewhere(name):
     method.__name__ = name
     return method
 
-for _k in ('define_metric','alert','watch','unwatch'): setattr(Run, _k, _elsewhere(_k))
+for _k in ('define_metric','alert','watch','unwatch','save','log_model'): setattr(Run, _k, _elsewhere(_k))
+Run.step = property(lambda self: self._step, doc='The step that the next log without one takes.')
+Run.start_time = property(lambda self: self._meta['created'], doc='When it was opened, in seconds since 1970.')
+Run.sweep_id = property(lambda self: self._meta.get('sweep','') or None, doc='The sweep it belongs to.')
+Run.dir = property(lambda self: str(self.path/'files'), doc='Where save() copies files to.')
+Run.url = property(lambda self: None, doc='None: there is no server. mlstack ui shows it.')
+Run.offline,Run.disabled,Run.entity = True,False,''
 
 for _k,_doc in dict(name='What people call it.', group='Runs that belong together.', notes='Anything about it.', tags='Words to find it by.', job_type='train, eval, …').items():
     setattr(Run, _k, _described(_k, _doc))
