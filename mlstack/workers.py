@@ -247,7 +247,7 @@ def _die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     except (OSError,AttributeError,ImportError): pass
 
-# %% ../nbs/01_workers.ipynb #62b821d3
+# %% ../nbs/01_workers.ipynb #d5db04b2
 class WorkerError(MlstackError):
     "A worker failed or died: `.index` its number, `.exitcode`, `.remote` the text of its traceback, `__cause__` the exception itself where it can be sent."
     index,exitcode,remote,time = None,None,'',0.
@@ -262,7 +262,8 @@ def _fill(e, **kw):
 
 def _failed(index, f):
     e = _fill(WorkerError(f"worker {index} failed: {f['what']}"), index=index, remote=f['text'], time=f['time'])
-    if f['exc']: e.__cause__ = pickle.loads(f['exc'])
+    try: e.__cause__ = pickle.loads(f['exc']) if f['exc'] else None
+    except Exception: pass # its class is known only there; the text says it all
     return e
 
 def _died(index, code):
@@ -274,7 +275,7 @@ def _died(index, code):
     else: what,do = f'ended itself with exit code {code}','look for os._exit in what it calls'
     return _fill(WorkerError(f'worker {index} {what}', do=do), index=index, exitcode=code, time=time.monotonic())
 
-# %% ../nbs/01_workers.ipynb #b86d3464
+# %% ../nbs/01_workers.ipynb #2298c7b4
 Event = namedtuple('Event', 'kind task value')
 
 class _Worker:
@@ -286,7 +287,7 @@ class _Worker:
         try: socket.send_fds(server, [b'f'], [theirs.fileno(),status])
         except OSError: raise MlstackError('the process that starts workers is gone', do='call again: a new one is started') from None
         finally: theirs.close(); os.close(status)
-        self.index,self.conn,self.pid,self.task,self.where = index,Connection(ours.detach()),None,None,None
+        self.index,self.conn,self.pid,self.task,self.where,self.wrong = index,Connection(ours.detach()),None,None,None,None
     def send(self, kind, value=None):
         try: self.conn.send_bytes(_dumps((kind,value)))
         except OSError: pass # it is dying: its status says so in a moment
@@ -402,7 +403,7 @@ class Pool:
                 task.reason = reason
                 task.worker.send('stop', reason)
 
-# %% ../nbs/01_workers.ipynb #1e962813
+# %% ../nbs/01_workers.ipynb #761238c5
 from fastcore.basics import patch
 
 @patch
@@ -421,11 +422,16 @@ def _pump(self:Pool):
 
 @patch
 def _read(self:Pool, w) -> bool: # whether there may be more
-    try: kind,value = pickle.loads(w.conn.recv_bytes())
+    try: data = w.conn.recv_bytes()
     except (EOFError,OSError):
         w.conn.close()
         return False
     t = w.task
+    try: kind,value = pickle.loads(data)
+    except Exception as e: # what was sent can be read only there, or its writer was cut off in the middle
+        w.wrong = _fill(WorkerError(f'worker {w.index} sent what cannot be read here: {type(e).__name__}: {e}', do='send plain values, arrays or tensors'), index=w.index, time=time.monotonic())
+        w.kill() # its task ends when it is gone
+        return False
     if   kind == 'up': w.pid = value
     elif kind == 'where': w.where = value
     elif t is None: pass
@@ -447,8 +453,8 @@ def _lost(self:Pool, w, code):
     if code is None: w.kill() # the server is gone and cannot end what the worker started
     w.close()
     if w.task:
-        w.task.error = e = _died(w.index, code)
-        self._finish(w.task, 'died', e)
+        w.task.error = e = w.wrong or _died(w.index, code)
+        self._finish(w.task, 'failed' if w.wrong else 'died', e)
     with self._lock:
         if not self._closing and code is not None:
             self._workers.append(_Worker(w.index))

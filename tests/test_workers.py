@@ -213,3 +213,20 @@ def test_messages_come_in_order():
     workers.run(talk, on_message=lambda i,m: got.append(m))
     assert got == list(range(2000))
     assert json.dumps(got)
+
+
+def test_what_can_be_read_only_in_the_worker_ends_its_task_and_not_the_pool(tmp_path):
+    def message():
+        class Unreadable:
+            def __reduce__(self): return eval, ("__import__('os').environ['ONLY_THERE']",)
+        os.environ['ONLY_THERE'] = '1'
+        workers.send(Unreadable())
+        time.sleep(60)
+    def error():
+        (tmp_path/'only_there.py').write_text('class Strange(Exception): pass')
+        sys.path.insert(0, str(tmp_path))
+        raise __import__('only_there').Strange('a cause')
+    with workers.Pool(1) as pool:
+        with pytest.raises(workers.WorkerError, match='cannot be read here: KeyError'): pool.submit(message).result(30)
+        with pytest.raises(workers.WorkerError, match='Strange: a cause'): pool.submit(error).result(30)
+        assert pool.submit(lambda: 5).result(30) == 5
