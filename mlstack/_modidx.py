@@ -1405,6 +1405,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlstack.workers._Link': ('workers.html#_link', 'mlstack/workers.py'),
                                  'mlstack.workers._Link.__init__': ('workers.html#_link.__init__', 'mlstack/workers.py'),
                                  'mlstack.workers._Link.listen': ('workers.html#_link.listen', 'mlstack/workers.py'),
+                                 'mlstack.workers._Link.new_call': ('workers.html#_link.new_call', 'mlstack/workers.py'),
                                  'mlstack.workers._Link.send': ('workers.html#_link.send', 'mlstack/workers.py'),
                                  'mlstack.workers._Output': ('workers.html#_output', 'mlstack/workers.py'),
                                  'mlstack.workers._Output.__init__': ('workers.html#_output.__init__', 'mlstack/workers.py'),

@@ -124,7 +124,7 @@ def warm():
     if _mine is None or _mine[0] != os.getpid() or (_mine[2] and _mine[2].poll() is not None): _mine = _start_server()
     return _mine[1]
 
-# %% ../nbs/01_workers.ipynb #69edd23b
+# %% ../nbs/01_workers.ipynb #7b71d6f7
 class _Output(TextIOBase):
     "`sys.stdout` of a worker: sends lines to the caller."
     encoding,errors = 'utf-8','replace'
@@ -141,7 +141,8 @@ class _Output(TextIOBase):
 
 class _Link:
     "A worker's connection to its caller."
-    def __init__(self, conn): self.conn,self.lock,self.inbox,self.replies,self.stop = conn,threading.Lock(),queue.SimpleQueue(),queue.SimpleQueue(),Stop()
+    def __init__(self, conn): self.conn,self.lock,self.inbox = conn,threading.Lock(),queue.SimpleQueue(); self.new_call()
+    def new_call(self): self.stop,self.asking,self.replies = Stop(),threading.Lock(),queue.SimpleQueue()
     def send(self, kind, value=None):
         data = _dumps((kind,value))
         with self.lock: self.conn.send_bytes(data)
@@ -154,7 +155,9 @@ class _Link:
                 elif kind == 'reply':     self.replies.put(value)
                 elif kind == 'where':     self.send('where', _stack(threading.main_thread().ident))
                 elif kind == 'interrupt': os.kill(os.getpid(), signal.SIGINT)
-                else: self.inbox.put((kind,value))
+                else:
+                    if kind == 'call': self.new_call() # here, so that a stop that follows at once is not lost
+                    self.inbox.put((kind,value))
         except (EOFError,OSError): _end_group(os.getpid())
 
 def _stack(ident):
@@ -178,10 +181,12 @@ def send(obj):
 def ask(obj):
     "In a worker: send `obj` to the caller as an `ask` event and wait for what it answers with `Task.reply`."
     link = _need_link()
-    link.send('ask', obj)
-    return link.replies.get()
+    replies = link.replies
+    with link.asking: # one question at a time, or two threads would get each other's answers
+        link.send('ask', obj)
+        return replies.get()
 
-# %% ../nbs/01_workers.ipynb #174786af
+# %% ../nbs/01_workers.ipynb #df757a60
 def _prepare(call, link):
     "Make this process what the caller was when it called: variables, folder, import path, context, threads."
     os.environ.clear(); os.environ.update(call['env'])
@@ -189,7 +194,6 @@ def _prepare(call, link):
     except OSError: pass
     sys.path[:] = call['path']
     sys.argv[:] = call['argv']
-    link.stop = Stop()
     set_process_context(Context(**call['context'], stop=link.stop, link=link))
     for name,lines in call['cells'].items(): linecache.cache[name] = sum(map(len,lines)),None,lines,name
     if (torch := sys.modules.get('torch')) and call['threads']: torch.set_num_threads(call['threads'])

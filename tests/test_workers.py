@@ -230,3 +230,34 @@ def test_what_can_be_read_only_in_the_worker_ends_its_task_and_not_the_pool(tmp_
         with pytest.raises(workers.WorkerError, match='cannot be read here: KeyError'): pool.submit(message).result(30)
         with pytest.raises(workers.WorkerError, match='Strange: a cause'): pool.submit(error).result(30)
         assert pool.submit(lambda: 5).result(30) == 5
+
+
+def test_a_stop_that_follows_at_once_is_not_lost():
+    def work():
+        for _ in range(300): context().stop.check(); time.sleep(.01)
+    with workers.Pool(1) as pool:
+        pool.submit(os.getpid).result()
+        for _ in range(20):
+            task = pool.submit(work)
+            task.stop('enough')
+            with pytest.raises(StopTraining, match='enough'): task.result(2)
+
+
+def test_threads_that_ask_get_their_own_answers_and_no_old_one():
+    def work(leave):
+        if leave:
+            threading.Thread(target=workers.ask, args=('left',), daemon=True).start()
+            return time.sleep(.1)
+        out = {}
+        def one(i): out[i] = [workers.ask((i,k)) for k in range(50)]
+        several = [threading.Thread(target=one, args=(i,)) for i in range(4)]
+        for t in several: t.start()
+        for t in several: t.join()
+        return all(v == [(i,k) for k in range(50)] for i,v in out.items())
+    with workers.Pool(1) as pool:
+        left = pool.submit(work, True)
+        task = pool.submit(work, False)
+        for e in pool.events():
+            if e.kind == 'ask' and e.task is left: time.sleep(.2)
+            if e.kind == 'ask': e.task.reply(e.value)
+        assert task.result() is True
