@@ -106,8 +106,14 @@ def _serve(fd):
     gc.collect(); gc.freeze()
     _Server(fd).loop()
 
-# %% ../nbs/01_workers.ipynb #ef15b484
+# %% ../nbs/01_workers.ipynb #1c2920e3
 _mine = None # (pid of the process it belongs to, socket, Popen or None)
+_starting = threading.RLock()
+
+def _forked():
+    global _starting
+    _starting = threading.RLock() # a thread that is not here may have held it
+os.register_at_fork(after_in_child=_forked)
 
 def _start_server():
     ours,theirs = socket.socketpair()
@@ -121,8 +127,20 @@ def warm():
     "Start the server now, in the background, so that the first `run` does not wait for `import torch`."
     global _mine
     if os.name != 'posix': raise MlstackError('workers need fork', sys.platform, 'use Linux or macOS, on Windows WSL')
-    if _mine is None or _mine[0] != os.getpid() or (_mine[2] and _mine[2].poll() is not None): _mine = _start_server()
-    return _mine[1]
+    with _starting:
+        if _mine is None or _mine[0] != os.getpid() or (_mine[2] and _mine[2].poll() is not None): _mine = _start_server()
+        return _mine[1]
+
+def _request(fds):
+    "Ask the server for a worker with these ends; one that was killed is replaced."
+    global _mine
+    for last in (False,True):
+        sock = warm()
+        try: return socket.send_fds(sock, [b'f'], fds)
+        except OSError:
+            with _starting:
+                if last or _mine[1] is sock and not _mine[2]: raise MlstackError('the process that starts workers is gone', do='call again: a new one is started') from None
+                if _mine[1] is sock: _mine[2].kill(); _mine[2].wait(); _mine = None
 
 # %% ../nbs/01_workers.ipynb #7b71d6f7
 class _Output(TextIOBase):
@@ -279,30 +297,37 @@ def _died(index, code):
     else: what,do = f'ended itself with exit code {code}','look for os._exit in what it calls'
     return _fill(WorkerError(f'worker {index} {what}', do=do), index=index, exitcode=code, time=time.monotonic())
 
-# %% ../nbs/01_workers.ipynb #2298c7b4
+# %% ../nbs/01_workers.ipynb #b5e4f10a
 Event = namedtuple('Event', 'kind task value')
 
 class _Worker:
     "One worker process as its caller sees it."
     def __init__(self, index):
-        server = warm()
         ours,theirs = socket.socketpair()
         self.status,status = os.pipe()
-        try: socket.send_fds(server, [b'f'], [theirs.fileno(),status])
-        except OSError: raise MlstackError('the process that starts workers is gone', do='call again: a new one is started') from None
+        try: _request([theirs.fileno(),status])
         finally: theirs.close(); os.close(status)
-        self.index,self.conn,self.pid,self.task,self.where,self.wrong = index,Connection(ours.detach()),None,None,None,None
+        self.index,self.conn,self.lock,self.pid,self.task,self.where,self.wrong = index,Connection(ours.detach()),threading.Lock(),None,None,None,None
     def send(self, kind, value=None):
-        try: self.conn.send_bytes(_dumps((kind,value)))
+        data = _dumps((kind,value))
+        try:
+            with self.lock: self.conn.send_bytes(data) # a large message is several writes
         except OSError: pass # it is dying: its status says so in a moment
+    def hang_up(self):
+        "It ends when it finds nobody there. Not a close: another thread may be waiting for this connection."
+        try:
+            with socket.socket(fileno=os.dup(self.conn.fileno())) as s: s.shutdown(socket.SHUT_RDWR)
+        except OSError: pass # closed already
     def exitcode(self):
         data = os.read(self.status, 4)
         return struct.unpack('<i', data)[0] if len(data)==4 else None
     def kill(self):
         if self.pid: _end_group(self.pid)
-        else: self.conn.close() # not up yet: it ends when it finds nobody there
+        else: self.hang_up() # not up yet
     def close(self):
-        self.conn.close(); os.close(self.status)
+        self.hang_up() # whoever is sending gets an error now
+        with self.lock: self.conn.close()
+        os.close(self.status)
 
 class Task:
     "One call in a pool. `state`: waiting, running, done, failed, died, stopped or cancelled."
@@ -323,13 +348,14 @@ class Task:
         self.pool._stop(self, reason)
     def kill(self):
         "End its process, with everything it started."
-        if self.worker: self.worker.kill()
-        else: self.stop('killed')
+        with self.pool._lock: # or its worker may have another task by now
+            if self.worker: self.worker.kill()
+            else: self.stop('killed')
     def reply(self, value=None):
         "Answer the `ask` of the function."
-        if self.worker: self.worker.send('reply', value)
+        if w := self.worker: w.send('reply', value)
 
-# %% ../nbs/01_workers.ipynb #53adc393
+# %% ../nbs/01_workers.ipynb #04c07e1d
 def _cells(*fns):
     "Source lines of functions and of those they name, where they live in notebook cells: tracebacks can show them."
     code = lambda o: getattr(o, '__code__', None)
@@ -347,7 +373,7 @@ class Pool:
         if n < 1: raise MlstackError(f'a pool of {n} workers', do='ask for one or more')
         self.threads,self.output,self.env = threads,output,env or {}
         self._lock,self._waiting,self._events,self._closing = threading.RLock(),deque(),queue.SimpleQueue(),False
-        self._open = 0 # tasks not ended yet
+        self._open,self._dead = 0,False # tasks not ended yet; whether no process can be had any more
         self._r,self._w = os.pipe()
         self._workers = [_Worker(i) for i in range(n)]
         self._thread = threading.Thread(target=self._pump, daemon=True, name='mlstack-pool')
@@ -370,6 +396,7 @@ class Pool:
         task = Task(self, new_id(), call)
         with self._lock:
             if self._closing: raise MlstackError('this pool is closed', do='make a new one')
+            if self._dead: raise MlstackError('this pool has no process left', do='look above for what its server printed, and make a new one')
             self._open += 1
             self._waiting.append(task)
             self._assign()
@@ -391,8 +418,8 @@ class Pool:
         with self._lock:
             task.state,task.worker.task = state,None
             task.worker = None
+            self._emit(state, task, value)
             self._open -= 1
-        self._emit(state, task, value)
         task._end.set()
 
     def _stop(self, task, reason):
@@ -407,7 +434,7 @@ class Pool:
                 task.reason = reason
                 task.worker.send('stop', reason)
 
-# %% ../nbs/01_workers.ipynb #761238c5
+# %% ../nbs/01_workers.ipynb #2a7d5fa2
 from fastcore.basics import patch
 
 @patch
@@ -460,20 +487,23 @@ def _lost(self:Pool, w, code):
         w.task.error = e = w.wrong or _died(w.index, code)
         self._finish(w.task, 'failed' if w.wrong else 'died', e)
     with self._lock:
-        if not self._closing and code is not None:
-            self._workers.append(_Worker(w.index))
+        if not self._closing and (code is not None or w.pid): # a server that died before its worker was up would die again
+            try: self._workers.append(_Worker(w.index))
+            except (OSError,MlstackError): pass
             self._assign()
-        elif not self._workers:
+        if not self._workers:
+            self._dead = True
             for t in [*self._waiting]: self._stop(t, 'the pool has no process left')
 
-# %% ../nbs/01_workers.ipynb #cecc3525
+# %% ../nbs/01_workers.ipynb #fd79c2ec
 @patch
 def events(self:Pool,
     timeout=None # seconds without an event after which to return; None: wait
 ):
     "What happens, in order, as `Event(kind, task, value)`; ends when every task has ended and been told."
     while True:
-        try: e = self._events.get(block=self._open>0 or not self._events.empty(), timeout=timeout)
+        with self._lock: more = self._open>0 or not self._events.empty()
+        try: e = self._events.get(block=more, timeout=timeout)
         except queue.Empty: return
         yield e
 

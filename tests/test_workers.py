@@ -261,3 +261,57 @@ def test_threads_that_ask_get_their_own_answers_and_no_old_one():
             if e.kind == 'ask' and e.task is left: time.sleep(.2)
             if e.kind == 'ask': e.task.reply(e.value)
         assert task.result() is True
+
+
+def test_the_first_pools_of_several_threads_share_one_server(tmp_path):
+    p = script(tmp_path, '''
+        import os, threading
+        from mlstack.workers import run
+        out = []
+        threads = [threading.Thread(target=lambda: out.extend(run(os.getppid))) for _ in range(6)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        print(len(out), len(set(out)))
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert out.strip() == '6 1', err
+
+
+def test_a_pool_outlives_its_server(tmp_path):
+    p = script(tmp_path, '''
+        import os, signal, time
+        from mlstack import workers
+        with workers.Pool(2) as pool:
+            busy = [pool.submit(time.sleep, 60) for _ in range(2)]
+            while not all(t.pid for t in busy): time.sleep(.01)
+            os.kill(workers._mine[2].pid, signal.SIGKILL)
+            print([(t.wait(30), t.state) for t in busy])
+            print([pool.submit(lambda: 5).result(30) for _ in range(3)])
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert out.splitlines() == ["[(True, 'died'), (True, 'died')]", '[5, 5, 5]'], err
+
+
+def test_a_pool_that_cannot_have_a_process_says_so(tmp_path):
+    p = script(tmp_path, '''
+        import sys
+        from mlstack import workers
+        sys.executable = '/bin/false'
+        with workers.Pool(1) as pool:
+            try: print(pool.submit(lambda: 5).result(20))
+            except Exception as e: print(e)
+            try: pool.submit(lambda: 5)
+            except Exception as e: print(e)
+    ''')
+    out,err = p.communicate(timeout=60)
+    assert out.splitlines()[-1].startswith('this pool has no process left') and len(out.splitlines()) == 2, out+err
+
+
+def test_kill_of_a_task_whose_worker_is_not_up_yet():
+    for i in range(8):
+        with workers.Pool(1) as pool:
+            task = pool.submit(time.sleep, 3600)
+            time.sleep(.001*i)
+            task.kill()
+            assert task.wait(10) and task.state == 'died'
+            assert pool.submit(lambda: 5).result(10) == 5
