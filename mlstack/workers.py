@@ -7,8 +7,8 @@ DDP ranks, sweep agents and the local queue all start their processes here. `run
 # %% auto #0
 __all__ = ['Event', 'warm', 'send', 'ask', 'WorkerError', 'WorkerTimeout', 'Task', 'Pool', 'run']
 
-# %% ../nbs/01_workers.ipynb #104302a9
-import atexit, gc, linecache, os, pickle, queue, random, selectors, signal, socket, struct, subprocess, sys, threading, time, traceback
+# %% ../nbs/01_workers.ipynb #b9b5b8ec
+import atexit, fcntl, gc, linecache, os, pickle, queue, random, selectors, signal, socket, struct, subprocess, sys, tempfile, threading, time, traceback
 from collections import deque, namedtuple
 from importlib import import_module
 from io import TextIOBase
@@ -142,7 +142,7 @@ def _request(fds):
                 if last or _mine[1] is sock and not _mine[2]: raise MlstackError('the process that starts workers is gone', do='call again: a new one is started') from None
                 if _mine[1] is sock: _mine[2].kill(); _mine[2].wait(); _mine = None
 
-# %% ../nbs/01_workers.ipynb #7b71d6f7
+# %% ../nbs/01_workers.ipynb #8af1d2b1
 class _Output(TextIOBase):
     "`sys.stdout` of a worker: sends lines to the caller."
     encoding,errors = 'utf-8','replace'
@@ -159,11 +159,28 @@ class _Output(TextIOBase):
 
 class _Link:
     "A worker's connection to its caller."
-    def __init__(self, conn): self.conn,self.lock,self.inbox = conn,threading.Lock(),queue.SimpleQueue(); self.new_call()
+    def __init__(self, conn):
+        self.conn,self.lock,self.inbox = conn,threading.Lock(),queue.SimpleQueue()
+        self.pid,self.gate = os.getpid(),None
+        self.new_call()
+        os.register_at_fork(before=self.before_fork, after_in_parent=lambda: self.lock.release(), after_in_child=self.in_child)
     def new_call(self): self.stop,self.asking,self.replies = Stop(),threading.Lock(),queue.SimpleQueue()
     def send(self, kind, value=None):
         data = _dumps((kind,value))
-        with self.lock: self.conn.send_bytes(data)
+        with self.lock:
+            if self.gate: fcntl.lockf(self.gate, fcntl.LOCK_EX)
+            try: self.conn.send_bytes(data)
+            finally:
+                if self.gate: fcntl.lockf(self.gate, fcntl.LOCK_UN)
+
+    def before_fork(self):
+        "What the function forks, such as a DataLoader's workers, prints through this connection too: from now on in turns."
+        self.lock.acquire()
+        if not self.gate: self.gate = tempfile.TemporaryFile()
+    def in_child(self):
+        self.lock,self.asking = threading.Lock(),threading.Lock()
+        for o in (sys.stdout,sys.stderr):
+            if isinstance(o,_Output): o.buf = [] # is printed by the parent
 
     def listen(self):
         try:
@@ -199,12 +216,13 @@ def send(obj):
 def ask(obj):
     "In a worker: send `obj` to the caller as an `ask` event and wait for what it answers with `Task.reply`."
     link = _need_link()
+    if os.getpid() != link.pid: raise MlstackError('a process that a worker forked cannot ask: the answer goes to the worker', do='ask in the worker itself')
     replies = link.replies
     with link.asking: # one question at a time, or two threads would get each other's answers
         link.send('ask', obj)
         return replies.get()
 
-# %% ../nbs/01_workers.ipynb #df757a60
+# %% ../nbs/01_workers.ipynb #46d1178c
 def _prepare(call, link):
     "Make this process what the caller was when it called: variables, folder, import path, context, threads."
     os.environ.clear(); os.environ.update(call['env'])
@@ -214,7 +232,22 @@ def _prepare(call, link):
     sys.argv[:] = call['argv']
     set_process_context(Context(**call['context'], stop=link.stop, link=link))
     for name,lines in call['cells'].items(): linecache.cache[name] = sum(map(len,lines)),None,lines,name
-    if (torch := sys.modules.get('torch')) and call['threads']: torch.set_num_threads(call['threads'])
+    sys.stdout,sys.stderr = link.out
+    signal.signal(signal.SIGINT, signal.default_int_handler); signal.setitimer(signal.ITIMER_REAL, 0)
+    random.seed()
+    if np := sys.modules.get('numpy'): np.random.seed()
+    for setter,value in link.habits: setter(value)
+    if torch := sys.modules.get('torch'):
+        torch.default_generator.seed()
+        if torch.cuda.is_initialized(): torch.cuda.seed_all()
+        if call['threads']: torch.set_num_threads(call['threads'])
+
+def _torch_habits():
+    "Settings of torch that a function may have changed, as pairs of setter and value at the worker's start."
+    if not (torch := sys.modules.get('torch')): return []
+    return [(torch.set_grad_enabled, torch.is_grad_enabled()), (torch.set_default_dtype, torch.get_default_dtype()), (torch.set_default_device, None),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()), (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+        (torch.autograd.set_detect_anomaly, torch.is_anomaly_enabled())]
 
 def _failure(e):
     tb = e.__traceback__
@@ -245,17 +278,17 @@ def _work(conn, server):
     for s in (signal.SIGINT,signal.SIGCHLD): signal.signal(s, signal.default_int_handler if s==signal.SIGINT else signal.SIG_DFL)
     atexit._clear() # what the server's imports registered is not ours to run
     _mine,link = (os.getpid(),server,None),_Link(conn)
-    random.seed()
-    if np := sys.modules.get('numpy'): np.random.seed()
-    sys.stdout,sys.stderr = _Output(link,'stdout'),_Output(link,'stderr')
+    link.out,link.habits = (_Output(link,'stdout'),_Output(link,'stderr')),_torch_habits()
+    sys.stdout,sys.stderr = link.out
     threading.Thread(target=link.listen, daemon=True, name='mlstack-worker').start()
     link.send('up', os.getpid())
     while True:
         kind,call = link.inbox.get()
         if kind == 'exit': break
         res = _perform(call, link)
+        if os.getpid() != link.pid: os._exit(res[0]!='done') # the function has forked, and this is the child's return
         try:
-            sys.stdout.flush(); sys.stderr.flush()
+            for o in link.out: o.flush()
             link.send(*res)
         except KeyboardInterrupt: pass # it came too late to interrupt anything
     from multiprocessing.util import _exit_function

@@ -315,3 +315,74 @@ def test_kill_of_a_task_whose_worker_is_not_up_yet():
             task.kill()
             assert task.wait(10) and task.state == 'died'
             assert pool.submit(lambda: 5).result(10) == 5
+
+
+def test_loader_workers_that_print_while_large_messages_go():
+    def work():
+        from torch.utils.data import DataLoader
+        class Loud(list):
+            def __getitem__(self, i): print('item', i); return i
+        for _ in DataLoader(Loud(range(600)), batch_size=10, num_workers=2): workers.send(b'x'*200_000)
+        return 'all'
+    seen = []
+    assert workers.run(work, timeout=60, output=lambda i,name,text: seen.append(text)) == ['all']
+    assert sorted(''.join(seen).split()) == sorted(' '.join(f'item {i}' for i in range(600)).split())
+
+
+def test_the_return_of_a_forked_child_is_not_the_workers():
+    def work():
+        pid = os.fork()
+        if pid == 0: return 'child'
+        time.sleep(.2)
+        os.waitpid(pid, 0)
+        return 'parent'
+    assert workers.run(work, timeout=30) == ['parent']
+
+
+def test_a_forked_child_cannot_ask():
+    def work():
+        r,w = os.pipe()
+        if os.fork() == 0:
+            try: workers.ask('anything')
+            except MlstackError as e: os.write(w, str(e).encode())
+            os._exit(0)
+        return os.read(r, 1000).decode()
+    assert 'cannot ask' in workers.run(work, timeout=30)[0]
+
+
+def test_a_call_leaves_nothing_to_the_next_on_its_worker(tmp_path):
+    def dirty():
+        import random
+        import numpy as np
+        import torch
+        torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64); torch.set_default_device('meta')
+        torch.set_float32_matmul_precision('high'); torch.use_deterministic_algorithms(True)
+        random.seed(1); np.random.seed(1); torch.manual_seed(1); torch.set_num_threads(3)
+        signal.signal(signal.SIGINT, signal.SIG_IGN); signal.alarm(1)
+        os.environ['LEFT'] = '1'; os.chdir(tmp_path); sys.argv[:] = ['other']
+        sys.stdout = None
+    def look():
+        import random
+        import numpy as np
+        import torch
+        time.sleep(1.1) # an alarm would end this worker
+        state = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), str(torch.zeros(1).device),
+            torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN, os.environ.get('LEFT'), os.getcwd(), sys.argv, type(sys.stdout).__name__)
+        return state, (random.random(), float(np.random.rand()), float(torch.rand(1)))
+    with workers.Pool(1) as pool:
+        clean,_ = pool.submit(look).result()
+        drawn = []
+        for _ in range(2):
+            pool.submit(dirty).result()
+            state,numbers = pool.submit(look).result()
+            assert state == clean
+            drawn += numbers
+    assert len(set(drawn)) == 6
+
+
+def test_new_workers_draw_different_numbers_from_torch():
+    def draw():
+        import torch
+        return float(torch.rand(1))
+    a,b = workers.run(draw, nprocs=2)
+    assert a != b
