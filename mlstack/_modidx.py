@@ -1417,6 +1417,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlstack.workers._Output.write': ('workers.html#_output.write', 'mlstack/workers.py'),
                                  'mlstack.workers._Printer': ('workers.html#_printer', 'mlstack/workers.py'),
                                  'mlstack.workers._Printer.__call__': ('workers.html#_printer.__call__', 'mlstack/workers.py'),
+                                 'mlstack.workers._Printer.__enter__': ('workers.html#_printer.__enter__', 'mlstack/workers.py'),
+                                 'mlstack.workers._Printer.__exit__': ('workers.html#_printer.__exit__', 'mlstack/workers.py'),
                                  'mlstack.workers._Printer.__init__': ('workers.html#_printer.__init__', 'mlstack/workers.py'),
                                  'mlstack.workers._Server': ('workers.html#_server', 'mlstack/workers.py'),
                                  'mlstack.workers._Server.__init__': ('workers.html#_server.__init__', 'mlstack/workers.py'),

@@ -582,7 +582,7 @@ def __enter__(self:Pool): return self
 @patch
 def __exit__(self:Pool, typ, *_): self.close(grace=5. if typ is None else 2., interrupt=typ is not None)
 
-# %% ../nbs/01_workers.ipynb #ab5b4cf8
+# %% ../nbs/01_workers.ipynb #dba872e9
 class _Printer:
     "Prints what workers print: the first one's as it is, or all with the worker's number before each line."
     def __init__(self, which): self.which,self.part = which,{}
@@ -594,6 +594,9 @@ class _Printer:
         *lines,rest = (self.part.pop((index,name),'')+text).split('\n')
         self.part[index,name] = rest
         for o in lines: print(f'[{index}] {o}', file=file, flush=True)
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        for (index,name),text in [*self.part.items()]: text and self(index, name, '\n') # last lines without an end
 
 def _first_failure(pool, failed):
     "The earliest of the failures that are known a moment after the first."
@@ -616,8 +619,8 @@ def run(
     if nprocs < 1: raise MlstackError(f'nprocs={nprocs}', 'workers.run', 'ask for one process or more')
     contexts = contexts or [dict(rank=i, local_rank=i, world_size=nprocs) for i in range(nprocs)]
     envs = env if isinstance(env,(list,tuple)) else [env]*nprocs
-    show,stop,told,end = _Printer(output),context().stop,False,None if timeout is None else time.monotonic()+timeout
-    with Pool(nprocs, threads=threads, output='none' if output=='none' else 'all') as pool:
+    stop,told,end = context().stop,False,None if timeout is None else time.monotonic()+timeout
+    with _Printer(output) as show, Pool(nprocs, threads=threads, output='none' if output=='none' else 'all') as pool:
         tasks = [pool.submit(fn, *args, context=c, env=e, **kwargs) for c,e in zip(contexts,envs,strict=True)]
         index = {t.id:i for i,t in enumerate(tasks)}
         while not all(t._end.is_set() for t in tasks) or not pool._events.empty():

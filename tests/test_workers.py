@@ -386,3 +386,8 @@ def test_new_workers_draw_different_numbers_from_torch():
         return float(torch.rand(1))
     a,b = workers.run(draw, nprocs=2)
     assert a != b
+
+
+def test_a_last_line_without_an_end_is_shown(capsys):
+    workers.run(lambda: print('half a line', end=''), output='all')
+    assert capsys.readouterr().out == '[0] half a line\n'
