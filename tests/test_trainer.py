@@ -456,3 +456,23 @@ def test_one_rank_is_asked_and_all_stop_in_the_same_step(tmp_path, stop_rank):
 def test_the_front_page_is_cheap_and_tracking_is_not_known():
     code = 'import sys, mlstack.trainer; a = "torch" in sys.modules; import mlstack.trainer.loop; print(a, any(m.startswith("mlstack.tracking") for m in sys.modules), "IPython" in sys.modules)'
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.split()==['False']*3
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones_and_other_things_refused_when_saving(tmp_path):
+    def job(**kw):
+        x = torch.ones(16,2)
+        return Trainer(nn.Linear(2,1), Data.from_tensors((x,x[:,:1]), batch_size=8), nn.functional.mse_loss, **({'lr': np.float64(.01), 'schedule': lambda done: np.cos(done)} | kw))
+    job().fit(epochs=1, save=tmp_path/'a')
+    assert job().fit(epochs=2, save=tmp_path/'a', resume=True).epoch == 2
+    class Keeper(Callback):
+        def state_dict(self): return dict(folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r'PosixPath cannot be kept .*callbacks.folder'): job(callbacks=[Keeper()]).fit(epochs=1, save=tmp_path/'b')
+
+
+def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
+    def job(lr):
+        x = torch.ones(16,2)
+        return Trainer(nn.Linear(2,1), Data.from_tensors((x,x[:,:1]), batch_size=8), nn.functional.mse_loss, lr=lr)
+    job(.1).fit(epochs=5, save=tmp_path)
+    second = job(.2).fit(epochs=1, save=tmp_path)
+    assert job(.2).load(tmp_path).step == second.step == 2
