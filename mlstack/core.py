@@ -150,13 +150,13 @@ def write_file(
         raise
     return path
 
-# %% ../nbs/00_core.ipynb #7c818d3e
+# %% ../nbs/00_core.ipynb #1bb1b38a
 class StopTraining(Exception):
     "Raised at the next step or log once somebody asked this process to stop; `str()` is the reason."
 
 class Stop:
     "A flag with a reason. Reading `reason` costs an attribute; `set` may come from any thread."
-    __slots__ = ('reason',)
+    __slots__ = 'reason','__weakref__'
     def __init__(self): self.reason = None
     def set(self, reason:str='asked to stop'): self.reason = self.reason or reason
     def check(self):
