@@ -1461,6 +1461,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'mlstack.workers._serve': ('workers.html#_serve', 'mlstack/workers.py'),
                                  'mlstack.workers._stack': ('workers.html#_stack', 'mlstack/workers.py'),
                                  'mlstack.workers._start_server': ('workers.html#_start_server', 'mlstack/workers.py'),
+                                 'mlstack.workers._tidied': ('workers.html#_tidied', 'mlstack/workers.py'),
                                  'mlstack.workers._torch_habits': ('workers.html#_torch_habits', 'mlstack/workers.py'),
                                  'mlstack.workers._work': ('workers.html#_work', 'mlstack/workers.py'),
                                  'mlstack.workers.ask': ('workers.html#ask', 'mlstack/workers.py'),

@@ -391,3 +391,14 @@ def test_new_workers_draw_different_numbers_from_torch():
 def test_a_last_line_without_an_end_is_shown(capsys):
     workers.run(lambda: print('half a line', end=''), output='all')
     assert capsys.readouterr().out == '[0] half a line\n'
+
+
+def test_what_a_call_leaves_open_is_finished_with_its_error_before_the_next():
+    def work(i):
+        from mlstack import core
+        if not core.after_call: core.after_call.append(lambda error: workers.send((i,repr(error))))
+        if i == 1: raise ValueError('broken')
+    with workers.Pool(1) as pool:
+        tasks = [pool.submit(work, i) for i in range(2)]
+        assert [e.value[1] for e in pool.events() if e.kind == 'message'] == ['None',"ValueError('broken')"]
+        assert [t.state for t in tasks] == ['done','failed']
