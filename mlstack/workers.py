@@ -7,14 +7,15 @@ DDP ranks, sweep agents and the local queue all start their processes here. `run
 # %% auto #0
 __all__ = ['Event', 'warm', 'send', 'ask', 'WorkerError', 'WorkerTimeout', 'Task', 'Pool', 'run']
 
-# %% ../nbs/01_workers.ipynb #b9b5b8ec
+# %% ../nbs/01_workers.ipynb #9d9a1c8a
 import atexit, fcntl, gc, linecache, os, pickle, queue, random, selectors, signal, socket, struct, subprocess, sys, tempfile, threading, time, traceback
 from collections import deque, namedtuple
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOBase
 from multiprocessing.connection import Connection, wait
 
-from .core import Context, MlstackError, Stop, StopTraining, context, new_id, set_process_context
+from .core import Context, MlstackError, Stop, StopTraining, after_call, context, new_id, set_process_context
 
 # %% ../nbs/01_workers.ipynb #3dcf2ec9
 _preload = 'torch', 'torch.distributed', 'torch._dynamo', 'cloudpickle' # without _dynamo each process pays for it in its first optimizer
@@ -222,7 +223,7 @@ def ask(obj):
         link.send('ask', obj)
         return replies.get()
 
-# %% ../nbs/01_workers.ipynb #46d1178c
+# %% ../nbs/01_workers.ipynb #aa930436
 def _prepare(call, link):
     "Make this process what the caller was when it called: variables, folder, import path, context, threads."
     os.environ.clear(); os.environ.update(call['env'])
@@ -257,11 +258,22 @@ def _failure(e):
     except Exception: exc = None
     return dict(text=text, exc=exc, what=f'{type(e).__name__}: {e}'.strip().rstrip(':.'), time=time.monotonic())
 
+@contextmanager
+def _tidied():
+    "What the function leaves open is finished when it ends, with its error, and not by whatever comes next on this worker."
+    pid,error = os.getpid(),None
+    try: yield
+    except BaseException as e:
+        error = e
+        raise
+    finally:
+        for finish in after_call if os.getpid()==pid else (): finish(error)
+
 def _perform(call, link):
     try:
         _prepare(call, link)
         fn,args,kwargs = pickle.loads(call['payload'])
-        value = fn(*args, **kwargs)
+        with _tidied(): value = fn(*args, **kwargs)
         try: data = _dumps(value)
         except Exception as e:
             raise MlstackError(f'the result, a {type(value).__name__}, cannot be sent to the caller: {e}', do='return plain values, arrays or tensors') from None

@@ -446,3 +446,39 @@ def test_live_table_in_a_terminal(tmp_path):
     os.close(master)
     assert p.wait(60)==0, text.decode()[-2000:]
     for word in ('state','PRUNED','is worse than','8/8 trials','█'): assert word in text.decode(), word
+
+
+def test_a_sweep_outlives_the_server_of_its_workers(tmp_path):
+    p = run_script(tmp_path, '''
+        import os, signal, time
+        from pathlib import Path
+        from mlstack import workers
+        from mlstack.core import context
+        from mlstack.sweeps import Sweep
+        def train(config):
+            Path(f'began-{context().trial}').touch()
+            if context().attempt==0 and context().trial in '01': time.sleep(60)
+            return config['a']
+        import threading
+        def kill():
+            while not (Path('began-0').exists() and Path('began-1').exists()): time.sleep(.02)
+            os.kill(workers._mine[2].pid, signal.SIGKILL)
+        threading.Thread(target=kill, daemon=True).start()
+        s = Sweep(dict(method='grid', parameters=dict(a=dict(values=[0,1,2,3]))), runs_dir='runs').run(train, workers=2, progress=False)
+        print([(t.state,t.attempt,t.value) for t in s.trials])
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert "[('DONE', 1, 0), ('DONE', 1, 1), ('DONE', 0, 2), ('DONE', 0, 3)]" in out, out+err
+
+
+def test_a_process_that_a_trial_forks_may_log(tmp_path):
+    def train(config):
+        import mlstack.tracking as track
+        pid = os.fork()
+        if pid==0:
+            track.log(loss=5.)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        track.log(loss=1.)
+    s = Sweep(GOOD, runs_dir=tmp_path).run(train, count=1, progress=False)
+    assert [v for _,v in s.trials[0].reports]==[1.]

@@ -8,8 +8,8 @@ An agent is a warm process of `workers.Pool`: torch is already imported, so a tr
 __all__ = ['look_up', 'as_number', 'takes_config', 'run_one', 'sparkline', 'cells', 'line', 'progress_text', 'table', 'Show',
            'Agents', 'last_line', 'run_trials']
 
-# %% ../../nbs/sweeps/06_agents.ipynb #cfd59ac3
-import inspect, math, sys, threading, time
+# %% ../../nbs/sweeps/06_agents.ipynb #0d81afe2
+import inspect, math, os, sys, threading, time
 from ..core import MlstackError, context, settings
 from ..hardware import threads as fair_threads
 from .coordinator import SweepError, config_text, ended
@@ -36,10 +36,12 @@ def takes_config(train):
     try: return bool(inspect.signature(train).parameters)
     except (TypeError,ValueError): return True
 
-# %% ../../nbs/sweeps/06_agents.ipynb #0cca1b56
+# %% ../../nbs/sweeps/06_agents.ipynb #f6a3b32d
 def _listener(metric):
     "What a Run calls after each log: passes on the metric and takes the answer."
+    me = os.getpid()
     def listen(metrics, step=None):
+        if os.getpid()!=me: return # a process that the trial forked: the answer would go to the trial
         value = look_up(metrics, metric)
         if hasattr(value,'item'): value = value.item()
         if isinstance(value,bool) or not isinstance(value,(int,float)) or not math.isfinite(value): return
@@ -171,7 +173,7 @@ class _Html:
     def __repr__(self): return self._text().export_text()
     def _repr_html_(self): return self._text().export_html(inline_styles=True, code_format='<pre style="line-height:1.25;white-space:pre">{code}</pre>')
 
-# %% ../../nbs/sweeps/06_agents.ipynb #b40a2962
+# %% ../../nbs/sweeps/06_agents.ipynb #a1e46f8f
 class Agents:
     "The workers of one `run` call and the trials they have."
     def __init__(self, sweep, train, pool, workers, count, show):
@@ -212,7 +214,9 @@ class Agents:
         e.task.reply(None if self.sweep.report(t, step, value) else t.stopping)
 
     def on_done(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, e.value))
-    def on_stopped(self, e, t): self.end(e, t, lambda: self.sweep.tell(t))
+    def on_stopped(self, e, t):
+        never_ran = e.task.state=='cancelled'
+        self.end(e, t, lambda: self.sweep.lost(t, e.value) if never_ran else self.sweep.tell(t))
     def on_failed(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, failed=last_line(e.value)))
     def on_died(self, e, t): self.end(e, t, lambda: self.sweep.lost(t, e.value.what))
 

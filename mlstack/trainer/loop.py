@@ -7,11 +7,12 @@
 # %% auto #0
 __all__ = ['TrainerError', 'Trainer', 'seconds', 'Sentences', 'LrCurve']
 
-# %% ../../nbs/trainer/05_loop.ipynb #9b0dd2bf
+# %% ../../nbs/trainer/05_loop.ipynb #e0ac5c3c
 import copy, math, time as clock
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from weakref import WeakKeyDictionary
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
@@ -43,7 +44,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/05_loop.ipynb #a1690a66
+# %% ../../nbs/trainer/05_loop.ipynb #1261d3d4
 class Trainer:
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -83,7 +84,8 @@ class Trainer:
         self.step = self.epoch = self.at = 0 # updates made, epochs done, batches of this epoch consumed
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
-        self._why,self._rng,self._fit,self._seeded = {},None,{},False
+        self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
+        self._fits,self._ahead,self._cut,self._place = 0,None,False,(None,None) # fits that ended; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
@@ -279,7 +281,7 @@ class _Saver(Callback):
     def after_step(self, t):
         if not t.step%self.every: t._save_now()
 
-# %% ../../nbs/trainer/05_loop.ipynb #a271cf6a
+# %% ../../nbs/trainer/05_loop.ipynb #4d9ce48c
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -303,14 +305,17 @@ def fit(self:Trainer,
     "Train until the first of `epochs`, `steps` and `time` is reached; called again it goes on."
     if self.data is None: raise TrainerError('there is no data to train on', 'fit', 'give Trainer(model, data, ...)')
     ctx = context()
-    self._saving = self._checkpoints(save or ctx.checkpoints or None)
+    self._saving = self._checkpoints(save or self._folder(ctx))
     self.setup()
-    self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0.)
     self._between,self.stopped,before = False,None,self.step
-    if self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None): self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
-    elif not self._seeded: seed_all(self.seed, self.parallel.rank)
+    number,going_on = self._fits+1,self._go_on(resume if resume is not None else ctx.attempt>0 and self._saving is not None)
+    if going_on=='past': self._fits = number; return self # this fit had ended when the checkpoint was written
+    if going_on: self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
+    else: self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0., number=number)
+    if not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
-    if self.stopped: return self # a callback had ended it
+    if self.stopped: self._fits = number; return self # a callback had ended it
+    self._cut = True
     self._aim(epochs, steps, time)
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
@@ -332,6 +337,7 @@ def fit(self:Trainer,
     finally:
         self.batch = None
         self.call('after_fit')
+    self._fits,self._cut = number,False
     return self
 
 # %% ../../nbs/trainer/05_loop.ipynb #8bad43b9
@@ -450,7 +456,7 @@ def save(self:Trainer,
     self.recorder.close(self.device)
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/05_loop.ipynb #7a635bb7
+# %% ../../nbs/trainer/05_loop.ipynb #1a0d07d2
 def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
@@ -466,7 +472,7 @@ def _take(self:Trainer, path, parts):
         for name in ('optimizer','scheduler','scaler'):
             if getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
     except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
-    self.step,self.epoch,self.at,self._fit,self.seed,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['seed'],s['stopped']
+    self.step,self.epoch,self.at,self._fit,self.seed,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['seed'],s['stopped']
     self.history.load_state_dict(s['history'])
     self.recorder.load_state_dict(s['recorder'])
     mine = _stateful(self.callbacks)
@@ -478,7 +484,8 @@ def _take(self:Trainer, path, parts):
     if note['world_size']!=world: self.at = self.at*note['world_size']//world # the global order is the same
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
-    self._why['resume'] = f'resumed at step {self.step}: ' + ('bit for bit' if not other else f'within tolerance ({"; ".join(other)})')
+    drawn = self.at and getattr(getattr(self.data and self.data.train,'loader',None), 'num_workers', 0)
+    self._why['resume'] = f'resumed at step {self.step}: ' + ('bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f'within tolerance ({"; ".join(other)})')
 
 @patch
 def load(self:Trainer,
@@ -490,6 +497,29 @@ def load(self:Trainer,
     if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest()): self._take(*found)
     else: self._take(path, read_checkpoint(path))
     return self
+
+_trainers = WeakKeyDictionary() # stop flag of a call -> how many trainers keep their checkpoints in its folder
+
+@patch
+def _folder(self:Trainer, ctx):
+    "Where the context keeps checkpoints; a second trainer of the same call has a folder of its own, or one would go on from the other's."
+    if not ctx.checkpoints: return None
+    if self._place[0] is not ctx.stop:
+        _trainers[ctx.stop] = n = _trainers.get(ctx.stop,0)+1
+        self._place = ctx.stop, ctx.checkpoints if n==1 else f'{ctx.checkpoints}/trainer-{n}'
+    return self._place[1]
+
+@patch
+def _go_on(self:Trainer, resume):
+    "Whether this fit goes on from a checkpoint; 'past' if that was written in a later fit of this trainer."
+    number,path = self._fits+1,resume is not True
+    if resume and (path or number==1 or self._cut): # a fit that ended well needs no checkpoint: this trainer is where it ended
+        if not self._resume(resume): return False
+        self._ahead = self._fit | (dict(number=number) if path else {})
+    if self._ahead is None or number>self._ahead['number']: return False
+    if number<self._ahead['number']: return 'past'
+    self._fit,self._ahead = self._ahead,None
+    return True
 
 @patch
 def _resume(self:Trainer, resume) -> bool:
