@@ -388,7 +388,7 @@ class Runs:
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
 
-    def __rich__(self): return self.compare().__rich__()
+    def __rich__(self): return self.compare()
     def __repr__(self): return repr(self.compare()) if self else 'no runs'
     def _repr_html_(self): return self.compare()._repr_html_() if self else 'no runs'
 
