@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core import MlstackError, settings
 from .lanes import DamagedFile, LaneFile
 from .facts import Config, RunFacts, run_state, _events
+from .surroundings import read_console, read_system
 
 # %% ../../nbs/tracking/03_query.ipynb #d619aee8
 _cache = {}
@@ -70,6 +71,16 @@ class Record:
     def code(self): return self._json('code.json')
     @property
     def env(self): return self._json('env.json')
+    @property
+    def notebook(self): return self._json('notebook.json')
+    @property
+    def console(self):
+        "What the program printed."
+        return '\n'.join(line for _,_,line in read_console(self.path))
+    @property
+    def system(self):
+        "How the machine was doing: a DataFrame with rank, step, time and the `system/...` columns."
+        return _lane_table(read_system(self.path))
     @property
     def patch(self):
         "What differed from the commit."
@@ -148,7 +159,8 @@ Record.lanes,Record._others,Record.summary,Record._newest = property(_lanes),_ot
 def series(record, name):
     "Step, time and value of one metric as three arrays, in the order of steps."
     import numpy as np
-    parts = [(rows['step'], rows['time'], rows['values'][:,lane.keys.index(name)]) for lane in record.lanes if name in lane.keys for rows in (lane.rows(),)]
+    lanes = [*record.lanes, *read_system(record.path)] if name.startswith('system/') else record.lanes
+    parts = [(rows['step'], rows['time'], rows['values'][:,lane.keys.index(name)]) for lane in lanes if name in lane.keys for rows in (lane.rows(),)]
     others = [(s,at,row[name]) for s,at,row in record._others() if name in row]
     if others:
         values = np.empty(len(others), object)
@@ -160,6 +172,12 @@ def series(record, name):
         order = np.lexsort((at,step))
         step,at,value = step[order],at[order],value[order]
     return step,at,value
+
+def _lane_table(lanes):
+    import pandas as pd
+    tables = [pd.DataFrame({'rank':lane.info.get('rank',0), 'step':rows['step'], 'time':rows['time']} | {k: rows['values'][:,i] for i,k in enumerate(lane.keys)})
+        for lane in lanes for rows in (lane.rows(),)]
+    return pd.concat(tables).sort_values('time', ignore_index=True) if tables else pd.DataFrame(columns=['rank','step','time'])
 
 def metric_names(record):
     "What was logged, in the order of the alphabet."

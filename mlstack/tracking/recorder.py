@@ -8,6 +8,8 @@ A Run is a folder, `runs/<project>/<id>/`, and needs nothing else: no server, no
 | `events/<writer>.jsonl` | start, changes of config and summary, artifacts, finish | one process, appended |
 | `lanes/<writer>-*.lane`, `.jsonl` | what was logged | one thread, appended |
 | `code.json`, `code.diff`, `env.json` | where it came from | written once, in the background |
+| `console/<writer>.log`, `system/<writer>-*.lane` | what was printed, how the machine was doing | one process, appended |
+| `notebook.json` | what ran in the notebook | written at finish |
 
 The names and arguments are W&B's, so `import mlstack.tracking as wandb` runs common scripts."""
 
@@ -25,6 +27,7 @@ from ..core import MlstackError, StopTraining, context, set_process_context, set
 from .lanes import Lines, LaneFile, Writer, flat, plain, _on_device
 from .facts import Config, RunFacts, Summary, as_config, run_state, _gone
 from .origins import this_process, command_line, record_origins
+from .surroundings import Surroundings, wanted
 from .artifacts import add_artifact, create_once
 
 # %% ../../nbs/tracking/02_recorder.ipynb #b8b3154c
@@ -63,10 +66,10 @@ class Later:
 # %% ../../nbs/tracking/02_recorder.ipynb #9f1d8e2f
 class Run:
     "The record of one execution. `init` makes one; see there."
-    def __init__(self, path, meta, config, owner, ctx, step=0):
+    def __init__(self, path, meta, config, owner, ctx, step=0, surroundings=()):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
-        self._listeners,self._origins,self._final = (),None,{}
+        self._listeners,self._origins,self._final,self._parts = (),None,{},surroundings
         self._anew()
         self.config = Config(config, lambda path,v: self._event('config', **(dict(p=path, gone=1) if v is _gone else dict(p=path, v=plain(v)))))
         self.summary = Summary(self._last, lambda new,gone: self._event('summary', v=new, gone=gone))
@@ -74,7 +77,7 @@ class Run:
 
     def _anew(self):
         "No files yet. A forked child starts here too, because it must not touch its parent's; if it never logs it makes none."
-        self._local,self._writers,self._later,self._events,self._lock = threading.local(),[],None,None,threading.RLock()
+        self._local,self._writers,self._later,self._events,self._lock,self._surroundings = threading.local(),[],None,None,threading.RLock(),None
 
     def _begin(self):
         self._writer_id = new_id()
@@ -82,6 +85,7 @@ class Run:
         self._event('start', owner=self._owner, process=this_process(), command=command_line(), cwd=os.getcwd(),
             rank=self._ctx.rank, world_size=self._ctx.world_size, attempt=self._ctx.attempt)
         _keep_syncing()
+        if self._parts: self._surroundings = Surroundings(self.path, self._writer_id, dict(run=self.id, rank=self._ctx.rank), lambda: max(self._step-1,0), self._parts, self._owner)
 
     def _event(self, kind, **fields):
         if self.state!='running': raise self._finished('this cannot be recorded')
@@ -178,6 +182,7 @@ class Run:
             last = self._last()
             counts = {k:n for o in self._writers for k,n in o.close().items()}
             if self._origins is not None: self._origins.join(30)
+            if self._surroundings is not None: self._surroundings.close(self._owner)
             if self._events is not None: self._event('finish', state=state or ('failed' if exit_code else 'finished'), error=error, last=last, lanes=counts)
             self._final,self.state,self.error = last,state or ('failed' if exit_code else 'finished'),error
             if self._events is not None: self._events.close()
@@ -195,7 +200,9 @@ class Run:
 
     def _repr_html_(self): return self.record()._repr_html_()
     def __enter__(self): return self
-    def __exit__(self, kind, e, tb): self.finish(**_how_it_ended(kind, e))
+    def __exit__(self, kind, e, tb):
+        if kind is not None and self._surroundings is not None: self._surroundings.traceback(e)
+        self.finish(**_how_it_ended(kind, e))
     def __repr__(self): return f'Run({self.name}, {self.project}/{self.id}, {self.state})'
 
 # %% ../../nbs/tracking/02_recorder.ipynb #15a18137
@@ -234,7 +241,7 @@ def _ignored(kw):
     from difflib import get_close_matches
     for k in kw:
         if k not in _wandb_only:
-            near = get_close_matches(k, ['project','config','name','group','tags','notes','job_type','id','resume','dir','sinks','reinit'], 1)
+            near = get_close_matches(k, ['project','config','name','group','tags','notes','job_type','id','resume','dir','sinks','reinit','surroundings'], 1)
             raise MlstackError(f'init has no argument {k!r}', 'init()', f'did you mean {near[0]}=?' if near else 'see help(init)')
         if k not in _told: warnings.warn(f'init({k}=) means nothing here and is ignored: runs are kept on this machine', stacklevel=3)
         _told.add(k)
@@ -277,10 +284,12 @@ def init(
     dir=None,       # where runs are kept; default: settings
     sinks=None,     # where it is copied to; default: settings
     reinit='finish_previous', # or "return_previous", "create_new"
+    surroundings=None, # False: no console, system, notebook
     **ignored       # what only W&B has, said once
 ) -> Run:
     "Open a run: the one this process was told by its context, else a new one."
     _ignored(ignored)
+    parts = wanted(surroundings)
     ctx,in_block = context(),core._scope.get(None) is not None
     told = ctx.run if in_block or ctx.run not in _published else '' # not what we put there ourselves
     id = id or told
@@ -303,7 +312,7 @@ def init(
         job_type=job_type or '', created=time.time(), parent=ctx.parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
     made = _make(path, meta)
     facts = None if made else RunFacts(path)
-    return _start(path, meta, config, made, facts, ctx, runs)
+    return _start(path, meta, config, made, facts, ctx, runs, parts)
 
 # %% ../../nbs/tracking/02_recorder.ipynb #33ddefb1
 def _rejoin(run, config, ctx):
@@ -313,11 +322,11 @@ def _rejoin(run, config, ctx):
     _current.append(run)
     return run
 
-def _start(path, meta, config, made, facts, ctx, runs):
+def _start(path, meta, config, made, facts, ctx, runs, parts):
     given = as_config(config)
     over = facts is not None and run_state(facts)[0]!='running' # the one who owned it is gone
     owner = ctx.rank==0 and (made or over or not any(o['start'].get('owner') for o in facts.writers))
-    run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _last_step(path)+1 if over else 0)
+    run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _last_step(path)+1 if over else 0, parts)
     run.config.setdefaults(given)
     if facts: vars(run.summary)['_set'].update(facts.summary)
     if made:
