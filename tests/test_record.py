@@ -76,7 +76,7 @@ raise ValueError('the end')
 
 
 def test_the_traceback_that_leaves_a_with_block_is_kept():
-    with pytest.raises(ZeroDivisionError), track.init(project='p') as run: 1/0
+    with pytest.raises(ZeroDivisionError), track.init(project='p') as run: print(1/0)
     assert lines(run)[0].startswith('Traceback') and lines(run)[-1] == 'ZeroDivisionError: division by zero'
 
 
@@ -213,3 +213,95 @@ def test_in_a_kernel(tmp_path):
     r = track.runs(project='p')[0]
     assert ''.join(printed) == 'in a cell\n'*3+'over\n' and r.console == '\n'.join(['in a cell']*3)
     assert r.notebook['cells_run'] == 5 and r.notebook['rerun'] and r.notebook['ran'][2] == '***' and r.notebook['ran'][3] == "print('in a cell')"
+
+
+# -- fork, rewind --------------------------------------------------------------------------------------------------------------
+
+def parent(n=100):
+    "A run with lanes, lines, a NaN, a rank of its own, steps out of order, and facts of two moments."
+    with track.init(project='p', config=dict(lr=.1, net=dict(width=8)), tags=['x']) as run:
+        for i in range(n):
+            run.log({'loss': float('nan') if i == 7 else i*1., 'seen': i})
+            if i % 10 == 0: run.log({'text': f'at {i}'}, step=i)
+            if i == 20: run.summary['note'] = 'early'
+            if i == 80: run.summary['late'] = 1
+        run.log({'loss': -1., 'seen': 5}, step=5)
+    return run
+
+
+def test_a_fork_has_the_parents_history_and_is_a_run_of_its_own():
+    a = parent()
+    with track.init(project='p', fork_from=f'{a.id}?_step=49', config=dict(lr=.2), name='child') as b:
+        assert b.id != a.id and b.config == dict(lr=.2, net=dict(width=8))
+        b.log(loss=.5)
+    r, before = b.record(), a.record()
+    step, at, value = r.metric('loss')
+    s0, t0, v0 = before.metric('loss')
+    assert step.tolist() == [*s0[s0 <= 49].tolist(), 50] and value[:-1].tobytes() == v0[s0 <= 49].tobytes() and at[:-1].tobytes() == t0[s0 <= 49].tobytes()
+    assert r.metric('text')[2].tolist() == [f'at {i}' for i in range(0, 50, 10)]
+    assert r.summary['note'] == 'early' and 'late' not in r.summary and r.summary['loss'] == .5 and r.summary['text'] == 'at 40'
+    assert r.forked == dict(project='p', run=a.id, step=49) and r.name == 'child' and r.state == 'finished' and not r.problems
+    assert len(before.metric('loss')[0]) == 101 and before.summary['late'] == 1 and not before.problems and before.config == dict(lr=.1, net=dict(width=8))
+    assert len(r.history()) == len({*range(51)})+1 and len(track.runs(project='p').df) == 2
+    # a fork of the fork, and one of a parent that was killed
+    with track.init(project='other', fork_from=f'{b.id}?_step=10') as c: pass
+    assert c.record().metric('loss')[0].tolist() == [0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10] and c.record().config.lr == .2
+
+
+def test_a_rewind_hides_what_came_after_and_keeps_it():
+    a = parent()
+    for step, then in ((60, 'second'), (30, 'third')):
+        with track.init(project='p', resume_from=f'{a.id}?_step={step}') as b:
+            assert b.id == a.id and b._step == step+1
+            b.log(loss=1000., which=then)
+        r = Record(a.path)
+        assert r.metric('loss')[0].tolist()[-1] == step+1 and r.metric('loss')[2][-1] == 1000. and len(r.metric('loss')[0]) == step+3
+        assert r.summary['which'] == then and r.summary['note'] == 'early' and 'late' not in r.summary and r.metric('which')[2].tolist() == [then]
+        assert r.state == 'finished' and r.tags == ('x',) and not r.problems and r.config == dict(lr=.1, net=dict(width=8))
+    kept = sorted((o for o in (a.path/'rewound').iterdir() if o.is_dir()), key=lambda o: o.stat().st_mtime)
+    assert sorted(len(Record(o).metric('loss')[0]) for o in kept) == [63, 101]
+    assert [o.id for o in track.runs(project='p')] == [a.id] and not list(a.path.parent.glob('.*'))
+
+
+def test_wrong_forks_are_sentences():
+    a = parent()
+    for kw, what in ((dict(fork_from=a.id), 'does not say a run and a step'), (dict(fork_from='nobody?_step=3'), "no run 'nobody'"), (dict(resume_from=f'{a.id}?_epoch=3'), 'does not say'),
+            (dict(fork_from=f'{a.id}?_step=3', resume=True), 'a fork is a new run'), (dict(fork_from=f'{a.id}?_step=3', id=a.id), 'there is a run with this id'), (dict(resume_from=f'{a.id}?_step=3', id='x'), 'which run')):
+        with pytest.raises(MlstackError, match=what): track.init(project='p', **kw)
+    assert len(Record(a.path).metric('loss')[0]) == 101 and not list(a.path.parent.glob('.*'))
+    p = python("import mlstack.tracking as track, sys\ntrack.init(project='p', id='alive').log(loss=1.)\nprint(1, flush=True)\nsys.stdin.read()", stdin=subprocess.PIPE)
+    p.stdout.readline()
+    with pytest.raises(MlstackError, match='is running and cannot go back'): track.init(project='p', resume_from='alive?_step=0')
+    p.communicate('')
+
+
+@pytest.mark.parametrize('kind', ['fork_from', 'resume_from'])
+def test_sigkill_while_forking(kind, folder):
+    "Killed at any moment: the parent has all or, rewound, exactly what it should; a fork is whole or not there."
+    a = parent(300)
+    code = """
+import mlstack.tracking as track, sys
+from mlstack.tracking import forking, query
+import numpy, pandas
+print('on', flush=True)
+kind, id = sys.argv[1:]
+for step in range(250, 0, -1):
+    with track.init(project='p', surroundings=False, **{kind: f'{id}?_step={step}'}) as run: pass
+    print(step, flush=True)
+"""
+    for i in range(5):
+        p = python(code, kind, a.id)
+        for _ in range(2+i): p.stdout.readline()
+        time.sleep(.004*i)
+        p.kill()
+        p.communicate()
+        found = list(track.runs(project='p'))
+        for r in found:
+            steps = r.metric('loss')[0].tolist()
+            assert not r.problems and steps == sorted([*range(steps[-1]+1), 5]) and r.config.lr == .1
+            assert steps[-1] == r.forked['step'] if r.forked else r.id == a.id
+        if kind == 'fork_from': assert len(a.record().metric('loss')[0]) == 301 and len(found) > i
+        else:
+            assert len(found) == 1
+            whole = [o for o in [*(a.path/'rewound').glob('*/'), *a.path.parent.glob('.rewind-*')] if (o/'meta.json').exists() and len(Record(o).metric('loss')[0]) == 301]
+            assert len(whole) == 1  # what there was at first

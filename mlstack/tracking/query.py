@@ -48,6 +48,7 @@ class Record:
         for k in ('id','name','project','group','notes','job_type','sweep','trial','parent','job'): setattr(self, k, meta.get(k,''))
         self.tags,self.artifacts,self.config = tuple(meta.get('tags',())),self.facts.artifacts,Config(self.facts.config)
         self.state,self.error = run_state(self.facts)
+        self.forked = meta.get('forked') # project, run and step it was forked from
 
     @property
     def created(self):

@@ -183,7 +183,7 @@ class Run:
             counts = {k:n for o in self._writers for k,n in o.close().items()}
             if self._origins is not None: self._origins.join(30)
             if self._surroundings is not None: self._surroundings.close(self._owner)
-            if self._events is not None: self._event('finish', state=state or ('failed' if exit_code else 'finished'), error=error, last=last, lanes=counts)
+            if self._events is not None: self._event('finish', state=state or ('failed' if exit_code else 'finished'), error=error, last=last, lanes=counts, step=self._step)
             self._final,self.state,self.error = last,state or ('failed' if exit_code else 'finished'),error
             if self._events is not None: self._events.close()
             self._local = threading.local()
@@ -234,14 +234,14 @@ def nice_name(id):
     n = sum(ord(c)*31**i for i,c in enumerate(id))
     return f'{_first[n%32]}-{_second[n//32%32]}-{id[-3:]}'
 
-_wandb_only = {*'entity mode settings save_code sync_tensorboard monitor_gym anonymous allow_val_change force config_exclude_keys config_include_keys tensorboard magic fork_from resume_from'.split()}
+_wandb_only = {*'entity mode settings save_code sync_tensorboard monitor_gym anonymous allow_val_change force config_exclude_keys config_include_keys tensorboard magic'.split()}
 _told = set()
 
 def _ignored(kw):
     from difflib import get_close_matches
     for k in kw:
         if k not in _wandb_only:
-            near = get_close_matches(k, ['project','config','name','group','tags','notes','job_type','id','resume','dir','sinks','reinit','surroundings'], 1)
+            near = get_close_matches(k, ['project','config','name','group','tags','notes','job_type','id','resume','dir','sinks','reinit','surroundings','fork_from','resume_from'], 1)
             raise MlstackError(f'init has no argument {k!r}', 'init()', f'did you mean {near[0]}=?' if near else 'see help(init)')
         if k not in _told: warnings.warn(f'init({k}=) means nothing here and is ignored: runs are kept on this machine', stacklevel=3)
         _told.add(k)
@@ -271,6 +271,20 @@ def _last_step(path):
         if row: steps.append(row[0])
     return max(steps)
 
+def _moment(fork_from, resume_from, id, resume):
+    "The run and step that `fork_from` or `resume_from` say."
+    if not fork_from and not resume_from: return None
+    from mlstack.tracking.forking import parse_moment
+    if fork_from and (resume_from or resume): raise MlstackError('a fork is a new run', 'init(fork_from=)', 'leave resume= and resume_from= out')
+    moment = parse_moment(fork_from or resume_from, 'fork_from' if fork_from else 'resume_from')
+    if resume_from and (id not in (None,moment[0]) or resume): raise MlstackError('resume_from says already which run', 'init(resume_from=)', 'leave id= and resume= out')
+    return moment
+
+def _next_step(path, facts):
+    "Where to go on: as the writers that finished say, and after the last row of each lane."
+    said = [o['finish'].get('step') for o in facts.writers if o['finish']]
+    return max([_last_step(path)+1, *(o for o in said if isinstance(o,int))])
+
 def init(
     project=None,   # default: the context's, then settings'
     config=None,    # parameters: a dict, namespace, dataclass
@@ -285,16 +299,20 @@ def init(
     sinks=None,     # where it is copied to; default: settings
     reinit='finish_previous', # or "return_previous", "create_new"
     surroundings=None, # False: no console, system, notebook
+    fork_from=None,    # 'id?_step=100': a new run from there
+    resume_from=None,  # 'id?_step=100': that run, from there on
     **ignored       # what only W&B has, said once
 ) -> Run:
     "Open a run: the one this process was told by its context, else a new one."
     _ignored(ignored)
     parts = wanted(surroundings)
+    moment = _moment(fork_from, resume_from, id, resume)
+    if resume_from: id,resume = moment[0],'must'
     ctx,in_block = context(),core._scope.get(None) is not None
     told = ctx.run if in_block or ctx.run not in _published else '' # not what we put there ourselves
     id = id or told
     if told and (mine := next((o for o in _open.values() if o.id==told), None)): return _rejoin(mine, config, ctx)
-    if not id and _current:
+    if (not id or resume_from) and _current:
         if reinit in ('return_previous',False): return _current[-1]
         if reinit!='create_new': _current[-1].finish()
     ctx = context()
@@ -304,12 +322,15 @@ def init(
     if resume is True and not id: raise MlstackError('which run is to be resumed', 'init(resume=True)', 'add id=; track.runs() lists them')
     id = _folder_name(id or new_id(), 'id')
     path = runs/project/id
-    if path in _open: return _rejoin(_open[path], config, ctx)
+    if path in _open and not moment: return _rejoin(_open[path], config, ctx)
+    if resume_from or fork_from: from mlstack.tracking.forking import find_run, make_rewind
+    if resume_from: make_rewind(path := find_run(runs, project, id), moment[1])
     exists = (path/'meta.json').exists()
     if exists and not told and resume not in (True,'allow','must','auto'): raise MlstackError('there is a run with this id', str(path), 'add resume=True to go on with it, or leave id= out')
     if not exists and resume=='must': raise MlstackError('there is no run to resume', str(path), 'check id= and project=, or use resume="allow"')
     meta = dict(format=1, id=id, project=project, name=name or nice_name(id), group=group or '', tags=[tags] if isinstance(tags,str) else list(tags or ()), notes=notes or '',
         job_type=job_type or '', created=time.time(), parent=ctx.parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
+    if fork_from: return _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
     made = _make(path, meta)
     facts = None if made else RunFacts(path)
     return _start(path, meta, config, made, facts, ctx, runs, parts)
@@ -322,14 +343,21 @@ def _rejoin(run, config, ctx):
     _current.append(run)
     return run
 
-def _start(path, meta, config, made, facts, ctx, runs, parts):
+def _start_fork(source, step, path, meta, config, ctx, runs, parts):
+    from mlstack.tracking.forking import make_fork
+    make_fork(source, step, path, meta)
+    run = _start(path, meta, None, False, RunFacts(path), ctx, runs, parts, True)
+    run.config.update(as_config(config))
+    return run
+
+def _start(path, meta, config, made, facts, ctx, runs, parts, forked=False):
     given = as_config(config)
     over = facts is not None and run_state(facts)[0]!='running' # the one who owned it is gone
     owner = ctx.rank==0 and (made or over or not any(o['start'].get('owner') for o in facts.writers))
-    run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _last_step(path)+1 if over else 0, parts)
+    run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _next_step(path, facts) if over else 0, parts)
     run.config.setdefaults(given)
     if facts: vars(run.summary)['_set'].update(facts.summary)
-    if made:
+    if made or forked:
         run._origins = threading.Thread(target=record_origins, args=(path, os.getcwd(), Path(os.path.realpath(runs))), name='mlstack-origins', daemon=True)
         run._origins.start()
     _open[path] = run
