@@ -305,3 +305,133 @@ for step in range(250, 0, -1):
             assert len(found) == 1
             whole = [o for o in [*(a.path/'rewound').glob('*/'), *a.path.parent.glob('.rewind-*')] if (o/'meta.json').exists() and len(Record(o).metric('loss')[0]) == 301]
             assert len(whole) == 1  # what there was at first
+
+
+# -- artifacts -----------------------------------------------------------------------------------------------------------------
+
+def test_lineage_is_read_from_both_sides(tmp_path):
+    (tmp_path/'m.bin').write_bytes(b'1')
+    with track.init(project='p') as a: made = a.log_artifact(tmp_path/'m.bin', 'model', type='model', aliases=['best'])
+    with track.init(project='p') as b:
+        used = track.use_artifact('model:best')
+        assert used.path.read_bytes() == b'1' and used.run == a.id and used.version == made.version == 'v0'
+        with pytest.raises(MlstackError, match='is a model, not a dataset'): b.use_artifact('model', type='dataset')
+    with track.init(project='q') as c: assert c.use_artifact('p/model').run == a.id
+    assert [o['name'] for o in a.record().artifacts] == ['model'] and a.record().used == []
+    assert [(o['project'], o['name'], o['version'], o['run']) for o in b.record().used] == [('p', 'model', 'v0', a.id)]
+    assert used.used_by == [b.id, c.id] and used.aliases == ['best', 'latest']
+    blob = next((a.path.parent/'.artifacts'/'blobs').glob('*/*'))
+    blob.write_bytes(b'2')
+    assert used.path.read_bytes() == b'1'  # the copy that was checked is still right
+    import shutil
+    shutil.rmtree(a.path.parent/'.artifacts'/'.checkouts')
+    with pytest.raises(MlstackError, match='damaged'), track.init(project='p') as d: d.use_artifact('model')
+    assert d.record().used == []
+
+
+def test_collection_beside_writers_loses_nothing(tmp_path, folder):
+    "Artifacts with shared content are logged and removed while another process collects without mercy."
+    from mlstack.tracking.artifacts import find_artifact, versions
+    from mlstack.tracking.housekeeping import check, collect, remove_artifact
+    store = folder/'p'/'.artifacts'
+    p = python("""
+import mlstack.tracking as track, sys
+from pathlib import Path
+tmp = Path(sys.argv[1])
+with track.init(project='p', surroundings=False) as run:
+    for i in range(150):
+        (tmp/'w').mkdir(exist_ok=True)
+        for k in range(3): (tmp/'w'/f'{k}').write_text(str((i+k)%7))
+        run.log_artifact(tmp/'w', 'model')
+        if i%10==0: print(i, flush=True)
+""", tmp_path)
+    p.stdout.readline()
+    done = 0
+    while p.poll() is None:
+        have = versions(store, 'model')
+        for i in have[:-2:2]: remove_artifact(store, f'model:v{i}')
+        done += collect(days=0, hours=0)[0]
+    assert p.wait() == 0, p.stderr.read()
+    have = versions(store, 'model')
+    assert have[-1] == 149 and done > 10 and check() == []
+    for i in have: assert len({find_artifact(store, f'model:v{i}').read(f) for f in '012'}) == 3
+
+
+def test_the_trash():
+    from mlstack.tracking.housekeeping import collect, remove_run, undo
+    made = []
+    for name in 'abc':
+        with track.init(project='p', name=name) as run: run.log(loss=1.)
+        made.append(run)
+    live = track.init(project='p', name='live')
+    with pytest.raises(MlstackError, match='is running'): remove_run(live.path)
+    for o in made[:2]: remove_run(o.path)
+    assert {o.name for o in track.runs()} == {'c', 'live'}
+    assert undo() == made[1].id and undo() == made[0].id
+    with pytest.raises(MlstackError, match='the trash is empty'): undo()
+    remove_run(made[0].path)
+    assert collect()[0] == 0 and collect(days=0)[0] == 1
+    assert {o.name for o in track.runs()} == {'b', 'c', 'live'} and all(len(o.metric('loss')[0]) == 1 for o in track.runs("name != 'live'"))
+
+
+# -- commands ------------------------------------------------------------------------------------------------------------------
+
+def mlstack(*args, code=0):
+    p = subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', 'runs', *map(str, args)], capture_output=True, text=True, timeout=60)
+    assert p.returncode == code and 'Traceback' not in p.stderr, p.stderr
+    return p.stdout if code == 0 else p.stdout+p.stderr
+
+
+def test_the_commands(tmp_path):
+    import pandas as pd
+    (tmp_path/'m.bin').write_bytes(b'1')
+    for i in range(2):
+        with track.init(project='p', name=f'r{i}', config=dict(lr=.1*(i+1), a_parameter_with_a_long_name=i, another_parameter_with_a_long_name=i, optimizer='adam'*(i+1))) as run:
+            print(f'printed by {i}')
+            for k in range(5): run.log(val_loss=1/(k+1+i), val_accuracy=k*.1)
+            run.log_artifact(tmp_path/'m.bin', 'model')
+    every = mlstack('lr > 0')
+    assert all(o in every for o in ('r0', 'r1', 'a_parameter_with_a_long_name', 'another_parameter_with_a_long_name', 'val_accuracy', '▁')) and '…' not in every
+    assert mlstack() == every == mlstack('list')
+    assert 'r0' not in mlstack('list', 'lr > .15') and 'no runs' in mlstack('--project', 'other')
+    shown = mlstack('show', 'r1')
+    assert all(o in shown for o in (run.id, 'finished', 'adamadam', 'val_accuracy', 'model:v0')) and mlstack('show', run.id, '--console') == 'printed by 1\n'
+    assert 'adamadam' in mlstack('diff', 'r0', 'r1') and 'val_loss' not in mlstack('compare', 'lr > 0', '--metric', 'val_accuracy')
+    assert mlstack('tag', 'r1', 'good', 'x') == 'r1: good, x\n' and mlstack('tag', 'r1', '--', '-x', 'y') == 'r1: good, y\n'
+    assert track.runs('tags.has("good")')[0].id == run.id
+    assert 'in the trash' in mlstack('rm', 'r0', 'model:v0') and len(track.runs()) == 1
+    assert mlstack('undo', 'model:v0') == 'model:v0 is back\n' and mlstack('undo').endswith('is back\n') and len(track.runs()) == 2
+    assert mlstack('export', tmp_path/'o.csv', 'lr > .15').startswith('1 run in') and pd.read_csv(tmp_path/'o.csv').lr.tolist() == [.2]
+    assert mlstack('export', tmp_path/'h.csv', '--history').startswith('2 runs') and len(pd.read_csv(tmp_path/'h.csv')) == 10
+    assert mlstack('gc') == 'nothing to delete\n' and mlstack('fsck') == 'nothing is damaged\n'
+    next((run.path/'lanes').glob('*.lane')).unlink()
+    assert 'is missing' in mlstack('fsck', code=1)
+
+
+def test_wrong_commands_are_sentences(tmp_path):
+    for _ in range(2):
+        with track.init(project='p', name='twin'): pass
+    for args, what in ((('show', 'nobody'), "no run is called 'nobody'"), (('rm', 'twin'), "2 runs are called 'twin'"), (('sho', 'twin'), "did you mean 'show'"), (('lr >',), 'not understood'),
+            (('undo',), 'the trash is empty'), (('rm', 'model:v1'), "no project has an artifact 'model'"), (('export', tmp_path/'o.doc'), 'does not say a format'), (('export', tmp_path/'o.csv', 'lr > 1'), 'no runs match')):
+        assert what in mlstack(*args, code=2), args
+
+
+def test_a_narrow_terminal_gets_whole_columns():
+    "A real terminal of 80 columns."
+    import fcntl, pty, struct, termios
+    for i in range(2):
+        with track.init(project='p', name=f'r{i}', config=dict(learning_rate=i, weight_decay=i, dropout=i, hidden_width=i, batch_size=i)) as run:
+            for k in range(12): run.log(val_loss=1/(k+1), val_accuracy=k*.1)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 80, 0, 0))
+    env = {k: v for k, v in os.environ.items() if k not in ('COLUMNS', 'LINES')}
+    p = subprocess.Popen([sys.executable, '-c', 'from mlstack.cli import main; main()', 'runs'], stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+    os.close(theirs)
+    out = b''
+    try:
+        while data := os.read(ours, 65536): out += data
+    except OSError: pass  # the other end is closed
+    os.close(ours)
+    text = out.decode()
+    assert p.wait() == 0 and max(map(len, text.splitlines())) <= 80
+    assert 'learning_rate' in text and '…' not in text and '+4 columns: ' in text

@@ -11,8 +11,8 @@ __all__ = []
 from ..core import lazy
 
 # %% ../../nbs/tracking/00_tracking.ipynb #8073cf66
-_where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', finish='.recorder', Run='.recorder',
-    runs='.query', Runs='.query', Record='.query', ui='.page')
+_where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', use_artifact='.recorder', finish='.recorder', Run='.recorder',
+    runs='.query', Runs='.query', Record='.query', undo='.housekeeping', ui='.page')
 __all__ = list(_where)+['run']
 _load,__dir__ = lazy(__name__, _where)
 

@@ -109,7 +109,7 @@ def _events(path, problems):
             if line: yield _checked(json.loads(line))
         except (ValueError,TypeError): problems.append(f'{path}, line {i}: this event is damaged and was left out')
 
-_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), finish=dict(state=str))
+_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), used=dict(v=dict), finish=dict(state=str))
 
 def _checked(o):
     "An event, if it has the form of one: a flipped bit may leave valid JSON."
@@ -125,7 +125,7 @@ class RunFacts:
     "What the small files of a run say: `meta`, `config`, `summary`, `writers`, `artifacts`, and `problems` by file."
     def __init__(self, path):
         self.path,self.problems = Path(path),[]
-        self.config,self.summary,self.last,self.counts,self.artifacts,self.writers = {},{},{},{},[],[]
+        self.config,self.summary,self.last,self.counts,self.artifacts,self.used,self.writers = {},{},{},{},[],[],[]
         try:
             self.meta = json.loads((self.path/'meta.json').read_bytes())
             if not isinstance(self.meta['created'],(int,float)) or not isinstance(self.meta['id'],str): raise ValueError
@@ -145,6 +145,7 @@ class RunFacts:
             for name in o.get('gone',()): self.summary.pop(name, None)
         elif k=='set': self.meta.update(o['v'])
         elif k=='artifact': self.artifacts.append(o['v'])
+        elif k=='used': self.used.append(o['v'])
         elif k=='finish':
             self.last.update(o.get('last',{}))
             self.counts.update(o.get('lanes',{}))

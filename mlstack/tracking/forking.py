@@ -129,16 +129,20 @@ def make_fork(
         shutil.rmtree(aside, ignore_errors=True)
         raise
 
-# %% ../../nbs/tracking/03a_forking.ipynb #4ecfd4d4
+# %% ../../nbs/tracking/03a_forking.ipynb #79a6c79c
 def _exchange(a, b):
     "Let two folders change places."
-    import ctypes
-    try: ok = ctypes.CDLL(None, use_errno=True).renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2)==0
-    except (AttributeError,OSError): ok = False
-    if ok: return
+    import ctypes, errno
+    try:
+        if ctypes.CDLL(None, use_errno=True).renameat2(-100, os.fsencode(a), -100, os.fsencode(b), 2)==0: return
+        if (code := ctypes.get_errno()) not in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP): raise OSError(code, os.strerror(code), str(a))
+    except AttributeError: pass
     between = a.with_name(f'.between-{new_id()}') # no such call here: for a moment there is no run
     os.rename(a, between)
-    os.rename(b, a)
+    try: os.rename(b, a)
+    except OSError:
+        os.rename(between, a)
+        raise
     os.rename(between, b)
 
 def make_rewind(

@@ -47,6 +47,7 @@ class Record:
         meta = self.facts.meta
         for k in ('id','name','project','group','notes','job_type','sweep','trial','parent','job'): setattr(self, k, meta.get(k,''))
         self.tags,self.artifacts,self.config = tuple(meta.get('tags',())),self.facts.artifacts,Config(self.facts.config)
+        self.used = self.facts.used # artifacts, as artifacts are those it made
         self.state,self.error = run_state(self.facts)
         self.forked = meta.get('forked') # project, run and step it was forked from
 
@@ -401,6 +402,11 @@ class Runs:
         "A table of the parameters that differ, and of the metrics."
         from mlstack.tracking.comparing import compare
         return compare(self, metrics)
+
+    def export(self, path, history=False):
+        "Write a table of them: .csv, .json, .parquet or .xlsx."
+        from mlstack.tracking.exporting import export
+        return export(self, path, history)
 
     def influence(self, param, metric, mode='auto'):
         "How much `param` has to do with `metric`, and how sure that is."
