@@ -759,6 +759,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlstack/tracking/housekeeping.py'),
                                                'mlstack.tracking.housekeeping._is_json': ( 'tracking/housekeeping.html#_is_json',
                                                                                            'mlstack/tracking/housekeeping.py'),
+                                               'mlstack.tracking.housekeeping._older': ( 'tracking/housekeeping.html#_older',
+                                                                                         'mlstack/tracking/housekeeping.py'),
                                                'mlstack.tracking.housekeeping._size': ( 'tracking/housekeeping.html#_size',
                                                                                         'mlstack/tracking/housekeeping.py'),
                                                'mlstack.tracking.housekeeping._tidy': ( 'tracking/housekeeping.html#_tidy',

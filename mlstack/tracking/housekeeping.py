@@ -67,7 +67,7 @@ def undo(
     os.rename(source, target)
     return name
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #87de2bb9
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #0b880571
 def needed(store) -> set:
     "The digests that the versions need, those in the trash too."
     import json
@@ -80,6 +80,10 @@ def needed(store) -> set:
 
 def _size(path): return sum(o.stat().st_size for o in path.rglob('*') if o.is_file()) if path.is_dir() else path.stat().st_size
 
+def _older(path, time):
+    try: return path.stat().st_mtime<=time
+    except FileNotFoundError: return False # its writer has just renamed it
+
 def _drop(path, freed):
     freed[0] += 1
     freed[1] += _size(path)
@@ -90,9 +94,9 @@ def _collect_blobs(store, before, freed):
     for o in (store/'blobs').glob('*/*'):
         if o.name.startswith('.gc-'): os.rename(o, o.with_name(o.name[4:])) # a collection was killed
     for o in (store/'blobs').glob('.*.tmp'): # half a file, or one that is being written
-        if o.stat().st_mtime<time.time()-3600: _drop(o, freed)
+        if _older(o, time.time()-3600): _drop(o, freed)
     for o in list((store/'blobs').glob('*/*')):
-        if o.stat().st_mtime>before or o.name in need: continue
+        if o.name in need or not _older(o, before): continue
         os.rename(o, aside := o.with_name(f'.gc-{o.name}'))
         if o.name in needed(store)|needed(store): os.rename(aside, o)
         else: _drop(aside, freed)
@@ -114,9 +118,9 @@ def collect(
         store = project/'.artifacts'
         if not store.is_dir() and not any(project.glob('.*')): continue
         for o in [*project.glob('.fork-*'), *store.glob('.checkouts/*')]:
-            if o.stat().st_mtime<now-hours*3600: _drop(o, freed)
+            if _older(o, now-hours*3600): _drop(o, freed)
         for o in project.glob('.rewind-*'):
-            if o.stat().st_mtime<now-hours*3600: _tidy(project/o.name[8:].rpartition('-')[0])
+            if _older(o, now-hours*3600): _tidy(project/o.name[8:].rpartition('-')[0])
         _collect_blobs(store, now-hours*3600, freed)
     return tuple(freed)
 
