@@ -20,13 +20,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from mlstack import workers
 from mlstack.core import StopTraining, context, use
 from tests import house
-<<<<<<< HEAD
-from mlstack.trainer import Callback, CheckpointError, Checkpoints, Data, NonFiniteLoss, StepError, StopEpoch, SkipStep, Trainer
-from mlstack.trainer.checkpoints import read_checkpoint
-=======
 from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, StepError, StopEpoch, SkipStep, Trainer
 from mlstack.trainer.checkpoints import CheckpointError, read_checkpoint
->>>>>>> attack
 from mlstack.trainer.data import Loader, Tensors
 
 
