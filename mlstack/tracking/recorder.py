@@ -18,9 +18,10 @@ The names and arguments are W&B's, so `import mlstack.tracking as wandb` runs co
 # %% auto #0
 __all__ = ['Later', 'Run', 'nice_name', 'init', 'NoRun', 'current', 'log', 'finish', 'log_artifact', 'use_artifact']
 
-# %% ../../nbs/tracking/02_recorder.ipynb #ad4496e2
+# %% ../../nbs/tracking/02_recorder.ipynb #b6149031
 import os, sys, json, time, atexit, threading, warnings
 from pathlib import Path
+from zlib import crc32
 
 from .. import core
 from ..core import MlstackError, StopTraining, context, set_process_context, settings, new_id
@@ -287,7 +288,7 @@ def _folder_name(value, what):
         raise MlstackError(f'{value!r} cannot be a {what}: it names a folder', f'init({what}=)', 'leave out "/" and "\\", a leading dot, and more than 200 bytes')
     return value
 
-# %% ../../nbs/tracking/02_recorder.ipynb #6f4a7fbb
+# %% ../../nbs/tracking/02_recorder.ipynb #a9332be8
 _open,_current,_published = {},[],{} # runs open in this process by folder; in order of opening; the context before each
 
 def _make(path, meta):
@@ -321,6 +322,16 @@ def _next_step(path, facts):
     said = [o['finish'].get('step') for o in facts.writers if o['finish']]
     return max([_last_step(path)+1, *(o for o in said if isinstance(o,int))])
 
+def _another(told, ctx, dir, project, name):
+    "Whether `project` or `name` say that a run of one's own is meant, not the one of the context."
+    if project and ctx.project and project!=ctx.project: return True
+    try: return bool(name) and json.loads((settings(runs=dir or ctx.runs or None).runs/ctx.project/told/'meta.json').read_text())['name']!=name
+    except (OSError,ValueError,KeyError): return False # not begun yet: this is it
+
+def _child_id(told, project, name):
+    "The same on every rank, so that they still share one run."
+    return told[:9] + core._base32(crc32(f'{told}/{project}/{name}'.encode()), 5)
+
 def init(
     project=None,   # default: the context's, then settings'
     config=None,    # parameters: a dict, namespace, dataclass
@@ -346,6 +357,8 @@ def init(
     if resume_from: id,resume = moment[0],'must'
     ctx,in_block = context(),core._scope.get(None) is not None
     told = ctx.run if in_block or ctx.run not in _published else '' # not what we put there ourselves
+    parent,child = ctx.parent,bool(told and not id and not ctx.trial and _another(told, ctx, dir, project, name))
+    if child: id,told,parent = _child_id(told, project, name),'',told
     id = id or told
     if told and (mine := next((o for o in _open.values() if o.id==told), None)): return _rejoin(mine, config, ctx)
     if (not id or resume_from) and _current:
@@ -362,10 +375,10 @@ def init(
     if resume_from or fork_from: from mlstack.tracking.forking import find_run, make_rewind
     if resume_from: make_rewind(path := find_run(runs, project, id), moment[1])
     exists = (path/'meta.json').exists()
-    if exists and not told and resume not in (True,'allow','must','auto'): raise MlstackError('there is a run with this id', str(path), 'add resume=True to go on with it, or leave id= out')
+    if exists and not told and not child and resume not in (True,'allow','must','auto'): raise MlstackError('there is a run with this id', str(path), 'add resume=True to go on with it, or leave id= out')
     if not exists and resume=='must': raise MlstackError('there is no run to resume', str(path), 'check id= and project=, or use resume="allow"')
     meta = dict(format=1, id=id, project=project, name=name or nice_name(id), group=group or '', tags=[tags] if isinstance(tags,str) else list(tags or ()), notes=notes or '',
-        job_type=job_type or '', created=time.time(), parent=ctx.parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
+        job_type=job_type or '', created=time.time(), parent=parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
     if fork_from: return _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
     made = _make(path, meta)
     facts = None if made else RunFacts(path)
@@ -411,7 +424,7 @@ def _forget(run):
     before = _published.pop(run.id, None)
     if before is not None and core._process is not None and core._process.run==run.id: set_process_context(before)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #f3164777
+# %% ../../nbs/tracking/02_recorder.ipynb #cba3c6db
 def _at_exit():
     "Finish what is open: failed if the program died of an exception. A notebook's last error is not its end."
     notebook = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)() is not None
@@ -445,7 +458,12 @@ def _keep_syncing():
     _syncing[:] = [threading.Thread(target=_sync_each_second, name='mlstack-sync', daemon=True)]
     _syncing[0].start()
 
+def _call_ended(error):
+    "In a worker: a run that the call left open ends with the call, not with the process."
+    for run in reversed(list(_open.values())): run.finish(**(_how_it_ended(type(error), error) if error is not None else {}))
+
 atexit.register(_at_exit)
+core.after_call.append(_call_ended)
 if hasattr(os,'register_at_fork'): os.register_at_fork(after_in_child=_after_fork)
 
 # %% ../../nbs/tracking/02_recorder.ipynb #b8e02503
