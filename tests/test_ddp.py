@@ -142,4 +142,4 @@ def test_another_name_or_project_is_another_run_shared_by_the_ranks(tmp_path, mo
     assert joined == [run.id]*2
     assert len(set(other)) == len(set(named)) == 1 and len({run.id, other[0], named[0]}) == 3
     (r,) = track.runs(project='other', dir=tmp_path)
-    assert r.config['lr'] == .5 and r.meta['parent'] == run.id and r.summary['rank0'] == r.summary['rank1'] == 1.
+    assert r.config['lr'] == .5 and r.facts.meta['parent'] == run.id and r.summary['rank0'] == r.summary['rank1'] == 1.
