@@ -404,8 +404,22 @@ def test_broken_function_stops_the_sweep_and_says_why(tmp_path):
     s = Sweep(GOOD, runs_dir=tmp_path)
     with pytest.raises(SweepError, match="KeyError: 'nope'"): s.run(lambda c: c['nope'], progress=False)
     assert len(ended(s))==3
+    s.close()
+    s = Sweep(GOOD, resume=True, runs_dir=tmp_path)
+    for t in (t for t in s.trials if t.state=='FAILED'): assert t.error.startswith('Traceback') and "c['nope']" in t.error and t.error.rstrip() in s.explain(t)
     s.run(lambda c: c['lr'], progress=False) # mended: the same sweep goes on
     assert len(ended(s))==8 and sum(t.state=='DONE' for t in s.trials)==5
+
+
+@pytest.mark.parametrize('n', [1,2])
+def test_few_trials_that_all_fail_are_an_error(tmp_path, capsys, n):
+    def deeper(config): return config['learning_rate']
+    s = Sweep(dict(method='grid', metric=dict(name='loss'), parameters=dict(lr=dict(values=[.1,.2][:n]))), runs_dir=tmp_path)
+    with pytest.raises(SweepError, match="with: KeyError: 'learning_rate'") as e: s.run(lambda c: deeper(c), progress=True)
+    assert 'in deeper' in str(e.value) and e.value.remote in [t.error for t in s.trials] and isinstance(e.value.__cause__, KeyError)
+    out = capsys.readouterr().out
+    assert out.count('Traceback')==1 and 'in deeper' in out and ' failed:' in out
+    if n==1: assert 'the only trial failed' in str(e.value)
 
 
 def test_metric_that_is_never_logged_and_values_that_are_no_numbers(tmp_path):

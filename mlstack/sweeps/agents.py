@@ -128,7 +128,7 @@ def table(sweep, total=None, seconds=0, most=24, width=120):
 class Show:
     "Where the table goes: a terminal, a notebook, lines of text, or nowhere."
     def __init__(self, sweep, total, wanted):
-        self.sweep,self.total,self.began,self.drawn,self.live,self.handle = sweep,total,time.monotonic(),0.,None,None
+        self.sweep,self.total,self.began,self.drawn,self.live,self.handle,self.failed = sweep,total,time.monotonic(),0.,None,None,False
         self.kind = 'none' if not wanted else self._kind()
     def _kind(self):
         shell = sys.modules.get('IPython') and sys.modules['IPython'].get_ipython()
@@ -154,6 +154,11 @@ class Show:
         else: self.handle.update(_Html(self._table()))
     def finished(self, trial):
         if self.kind=='lines': print(line(self.sweep, trial), flush=True)
+        if trial.error and not self.failed: self.failure(trial)
+    def failure(self, trial):
+        "The traceback of the first failure; those of others are in their `error`."
+        self.failed = True
+        if self.kind!='none': print(f'trial {trial.number} failed:\n{trial.error.rstrip()}', flush=True) # above the table: rich sees to it
     def __exit__(self, *exc):
         self.draw(force=True)
         if self.live: self.live.__exit__(None,None,None)
@@ -176,7 +181,7 @@ class Agents:
     "The workers of one `run` call and the trials they have."
     def __init__(self, sweep, train, pool, workers, count, show):
         self.sweep,self.train,self.pool,self.workers,self.count,self.show = sweep,train,pool,workers,count,show
-        self.tasks,self.mine,self.outcomes = {},set(),[]
+        self.tasks,self.mine,self.outcomes,self.error = {},set(),[],None # error: the last
 
     def feed(self):
         "Give every free worker a trial, as long as there are any."
@@ -213,7 +218,9 @@ class Agents:
 
     def on_done(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, e.value))
     def on_stopped(self, e, t): self.end(e, t, lambda: self.sweep.tell(t))
-    def on_failed(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, failed=last_line(e.value)))
+    def on_failed(self, e, t):
+        self.error = e.value
+        self.end(e, t, lambda: self.sweep.tell(t, failed=last_line(e.value), error=e.value.remote))
     def on_died(self, e, t): self.end(e, t, lambda: self.sweep.lost(t, e.value.what))
 
     def end(self, e, t, tell):
@@ -227,8 +234,23 @@ class Agents:
 
     def check_failures(self):
         "Three failures before anything else: the function is broken, not the parameters."
-        if len(self.outcomes)==3 and all(t.state=='FAILED' for t in self.outcomes):
-            raise SweepError(f'the first 3 trials failed, the last with: {self.outcomes[-1].why}', f'sweep {self.sweep.id}', f'mend it and go on with resume={self.sweep.id!r}')
+        if len(self.outcomes)==3 and self.all_failed(): self.give_up('the first 3 trials failed', f'mend it and go on with resume={self.sweep.id!r}')
+
+    def all_failed(self): return bool(self.outcomes) and all(t.state=='FAILED' for t in self.outcomes)
+
+    def check_end(self):
+        "Fewer than three trials, and nothing but failures."
+        s = self.sweep
+        if not self.all_failed() or s.best: return
+        over = s.over or s.spec.run_cap and len(s.trials)>=s.spec.run_cap
+        n = len(self.outcomes)
+        self.give_up('the only trial failed' if n==1 else f'all {n} trials failed', 'mend it and start a new sweep' if over else f'mend it and go on with resume={s.id!r}')
+
+    def give_up(self, what, do):
+        t = self.outcomes[-1]
+        e = SweepError(f'{what}, {"the last " if len(self.outcomes)>1 else ""}with: {t.why}', f'sweep {self.sweep.id}', do)
+        e.remote = t.error
+        raise e from (self.error.__cause__ if self.error else None)
 
 def last_line(error):
     "The last line of a worker's traceback: the exception."
@@ -259,4 +281,5 @@ def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None)
             left = len(agents.tasks) if agents else 0
             print(f'sweep {sweep.id} stopped: {sum(t.state in ended for t in sweep.trials)} trials ended, {left} will run again; go on with resume={sweep.id!r}', flush=True)
             raise
+    agents.check_end()
     return sweep

@@ -17,7 +17,10 @@ from .spec import read_spec
 from .stopping import Hyperband
 
 # %% ../../nbs/sweeps/05_coordinator.ipynb #4583c3ce
-class SweepError(MlstackError, ValueError): "A sweep that cannot do what was asked of it."
+class SweepError(MlstackError, ValueError):
+    "A sweep that cannot do what was asked of it; where a trial's function is to blame, `.remote` is the text of its traceback."
+    remote = ''
+    def __str__(self): return super().__str__() + (f'\n\n{self.remote.rstrip()}' if self.remote else '')
 
 _open_here = {} # journals this process has open, by path: a notebook cell that is run again takes over from its former self
 
@@ -75,6 +78,7 @@ class Trial:
     def __init__(self, number, id, config, time):
         self.number,self.id,self.config,self.asked = number,id,config,time
         self.state,self.value,self.why,self.stopping,self.ended = 'RUNNING',None,'','',None
+        self.error = '' # the traceback of a function that raised
         self.reports,self.attempt,self.losses,self.fresh = [],0,0,False # fresh: runs again and has not reported yet
     def __getitem__(self, name): return self.config[name]
     def __repr__(self):
@@ -212,6 +216,8 @@ def _running(self:Sweep, trial):
     return t
 
 # %% ../../nbs/sweeps/05_coordinator.ipynb #cfec8e5c
+_longest_error = 20_000 # characters; the end of a traceback says most
+
 def _finite(v): return isinstance(v,(int,float)) and not isinstance(v,bool) and math.isfinite(v)
 
 @patch
@@ -267,7 +273,8 @@ def _signed(self:Sweep, v): return -v if self.spec.goal=='maximize' else v
 def tell(self:Sweep,
     trial,      # from `ask`, or its number
     value=None, # the metric, or a dict that holds it; None: the best report
-    failed=''   # why it failed, if it did
+    failed='',  # why it failed, if it did
+    error=''    # the whole traceback
 ):
     "The trial has ended."
     t,metric = self._running(trial),self.spec.metric
@@ -280,11 +287,12 @@ def tell(self:Sweep,
     elif value is not None and not math.isfinite(value): state,why,value = 'FAILED',f'its value is {value}',None
     elif value is None and metric: state,why = 'FAILED',f'it gave no value: {metric["name"]} was neither returned nor logged'
     elif t.stopping: state = 'PRUNED'
-    self._record('tell', n=t.number, state=state, value=value, why=why, sync=True)
+    self._record('tell', n=t.number, state=state, value=value, why=why, **(dict(error=error[-_longest_error:]) if failed and error else {}), sync=True)
 
 @patch
 def _on_tell(self:Sweep, r):
     t = self.trials[r['n']]
+    t.error = r.get('error','')
     t.state,t.value,t.why,t.ended = r['state'],r['value'],r['why'],r['time']
     self.search.tell(t.number, self._for_search(t))
     if t.state!='FAILED': self._check_target(t.value)
@@ -328,14 +336,14 @@ def varied(self:Sweep, trial) -> dict: # {'optimizer.lr': .1}
 
 @patch
 def explain(self:Sweep, trial) -> str:
-    "In one sentence, with the numbers: how a trial was chosen and what became of it."
+    "In one sentence, with the numbers: how a trial was chosen and what became of it; then the traceback of one that raised."
     t = self._trial(trial)
     name = self.spec.metric['name'] if self.spec.metric else 'value'
     text = f'trial {t.number} ({config_text(self.varied(t))}), {self.search.origin(t.number)},'
     if t.state=='DONE' and t.value is not None:
         rank = 1+sum(self._signed(o.value)<self._signed(t.value) for o in self.trials if o.state=='DONE' and o.value is not None)
         return f'{text} finished with {name} {t.value:.4g}, number {rank} of {sum(o.state=="DONE" for o in self.trials)} that finished'
-    if t.state in ended: return f'{text} ' + {'PRUNED':'was stopped','FAILED':'failed','DONE':'finished without a value'}[t.state] + (f': {t.why}' if t.why else '')
+    if t.state in ended: return f'{text} ' + {'PRUNED':'was stopped','FAILED':'failed','DONE':'finished without a value'}[t.state] + (f': {t.why}' if t.why else '') + (f'\n\n{t.error.rstrip()}' if t.error else '')
     if t.state=='LOST': return f'{text} lost its worker and waits to be run again'
     return f'{text} is running' + (f'; {self.rule.verdict(t.number)}' if self.rule else '')
 
