@@ -411,6 +411,28 @@ def test_broken_function_stops_the_sweep_and_says_why(tmp_path):
     assert len(ended(s))==8 and sum(t.state=='DONE' for t in s.trials)==5
 
 
+def test_a_wrong_metric_name_stops_the_sweep_after_one_trial(tmp_path):
+    def train(config):
+        import mlstack.tracking as track
+        track.log(dict(loss=1, val=dict(acc=.5)), step=0)
+        return dict(val_acc=.5)
+    spec = dict(method='random', run_cap=6, metric=dict(name='val_accuracy'), parameters=dict(lr=dict(min=0., max=1.)))
+    s = Sweep(spec, runs_dir=tmp_path)
+    with pytest.raises(SweepError, match='logged were loss, val.acc, val_acc; did you mean val_acc') as e: s.run(train, workers=1, progress=False)
+    assert 'resume=' in str(e.value) and len(ended(s))==1 and s.trials[0].state=='FAILED'
+    s.run(lambda c: c['lr'], progress=False) # mended: the same sweep goes on
+    assert len(ended(s))==6 and sum(t.state=='DONE' for t in s.trials)==5
+
+
+def test_a_metric_that_is_only_nan_stops_nothing(tmp_path):
+    def train(config):
+        import mlstack.tracking as track
+        track.log(loss=config['x'])
+    spec = dict(method='grid', metric=dict(name='loss'), parameters=dict(x=dict(values=['nan',1.])))
+    s = Sweep(spec, runs_dir=tmp_path).run(lambda c: train(dict(x=float(c['x']))), workers=1, progress=False)
+    assert [t.state for t in s.trials]==['FAILED','DONE'] and 'never as a finite number' in s.trials[0].why
+
+
 @pytest.mark.parametrize('n', [1,2])
 def test_few_trials_that_all_fail_are_an_error(tmp_path, capsys, n):
     def deeper(config): return config['learning_rate']

@@ -12,8 +12,8 @@ __all__ = ['look_up', 'as_number', 'takes_config', 'run_one', 'sparkline', 'cell
 import inspect, math, sys, threading, time
 from ..core import MlstackError, context, settings
 from ..hardware import threads as fair_threads
-from .coordinator import SweepError, config_text, ended
-from ..workers import Pool, ask
+from .coordinator import SweepError, config_text, ended, flat_config
+from ..workers import Pool, ask, send
 
 # %% ../../nbs/sweeps/06_agents.ipynb #2e3761e9
 def look_up(metrics, name):
@@ -37,10 +37,11 @@ def takes_config(train):
     except (TypeError,ValueError): return True
 
 # %% ../../nbs/sweeps/06_agents.ipynb #0cca1b56
-def _listener(metric):
-    "What a Run calls after each log: passes on the metric and takes the answer."
+def _listener(metric, names):
+    "What a Run calls after each log: passes on the metric and takes the answer; the names of what else was logged go into the dict `names`."
     def listen(metrics, step=None):
         value = look_up(metrics, metric)
+        if len(names)<50 and isinstance(metrics,dict): names.update(dict.fromkeys(flat_config(metrics)))
         if hasattr(value,'item'): value = value.item()
         if isinstance(value,bool) or not isinstance(value,(int,float)) or not math.isfinite(value): return
         why = ask(('report', step, value))
@@ -52,8 +53,13 @@ def run_one(train, config, metric, group, runs):
     from mlstack import tracking
     ctx = context()
     run = tracking.init(project=ctx.project, config=config, name=f'trial {ctx.trial}', group=group, job_type='trial', id=ctx.run, dir=runs)
-    if metric: run.listen(_listener(metric))
-    with run: return as_number(train(config) if takes_config(train) else train(), metric)
+    names = {}
+    if metric: run.listen(_listener(metric, names))
+    with run:
+        result = train(config) if takes_config(train) else train()
+        value = as_number(result, metric)
+        if value is None and metric: send(('logged', [*map(str, names | (flat_config(result) if isinstance(result,dict) else {}))])) # read only if no report came
+        return value
 
 # %% ../../nbs/sweeps/06_agents.ipynb #e5c1adad
 def sparkline(values, width=12) -> str: # at most `width` characters
@@ -216,10 +222,15 @@ class Agents:
         _,step,value = e.value
         e.task.reply(None if self.sweep.report(t, step, value) else t.stopping)
 
-    def on_done(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, e.value))
+    def on_message(self, e, t):
+        if isinstance(e.value,tuple) and e.value[0]=='logged': t.logged = e.value[1]
+
+    def on_done(self, e, t):
+        self.end(e, t, lambda: self.sweep.tell(t, e.value))
+        self.check_metric(t)
     def on_stopped(self, e, t): self.end(e, t, lambda: self.sweep.tell(t))
     def on_failed(self, e, t):
-        self.error = e.value
+        self.error = t,e.value.__cause__
         self.end(e, t, lambda: self.sweep.tell(t, failed=last_line(e.value), error=e.value.remote))
     def on_died(self, e, t): self.end(e, t, lambda: self.sweep.lost(t, e.value.what))
 
@@ -236,6 +247,12 @@ class Agents:
         "Three failures before anything else: the function is broken, not the parameters."
         if len(self.outcomes)==3 and self.all_failed(): self.give_up('the first 3 trials failed', f'mend it and go on with resume={self.sweep.id!r}')
 
+    def check_metric(self, t):
+        "A function that ends without the metric, when no other has given it yet: the name is wrong."
+        s = self.sweep
+        if t.logged is None or t.reports or t.value is not None or s.spec.metric['name'] in t.logged or any(o.reports or o.value is not None for o in s.trials): return
+        raise SweepError(f'trial {t.number} has ended and {t.why[3:]}', f'sweep {s.id}', f'return or log {s.spec.metric["name"]} and go on with resume={s.id!r}, or correct `metric` in the sweep file and start a new sweep')
+
     def all_failed(self): return bool(self.outcomes) and all(t.state=='FAILED' for t in self.outcomes)
 
     def check_end(self):
@@ -250,7 +267,7 @@ class Agents:
         t = self.outcomes[-1]
         e = SweepError(f'{what}, {"the last " if len(self.outcomes)>1 else ""}with: {t.why}', f'sweep {self.sweep.id}', do)
         e.remote = t.error
-        raise e from (self.error.__cause__ if self.error else None)
+        raise e from (self.error[1] if self.error and self.error[0] is t else None)
 
 def last_line(error):
     "The last line of a worker's traceback: the exception."
