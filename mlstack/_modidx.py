@@ -310,6 +310,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlstack/sweeps/coordinator.py'),
                                             'mlstack.sweeps.coordinator.Sweep._signed': ( 'sweeps/coordinator.html#sweep._signed',
                                                                                           'mlstack/sweeps/coordinator.py'),
+                                            'mlstack.sweeps.coordinator.Sweep._to_its_end': ( 'sweeps/coordinator.html#sweep._to_its_end',
+                                                                                              'mlstack/sweeps/coordinator.py'),
                                             'mlstack.sweeps.coordinator.Sweep._trial': ( 'sweeps/coordinator.html#sweep._trial',
                                                                                          'mlstack/sweeps/coordinator.py'),
                                             'mlstack.sweeps.coordinator.Sweep.ask': ( 'sweeps/coordinator.html#sweep.ask',

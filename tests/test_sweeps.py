@@ -265,6 +265,32 @@ def test_target_ends_a_sweep(tmp_path):
     assert s.ask() is None and 'target' in s.over and s.best is t
 
 
+def test_a_stop_at_the_last_report_comes_too_late(tmp_path):
+    s = Sweep(GOOD+'early_terminate: {type: hyperband, min_iter: 1, strict: true}', runs_dir=tmp_path) # bands 1, 3, 9
+    def go(*values, told=None):
+        t = s.ask()
+        for k,v in enumerate(values): s.report(t, k, v)
+        s.tell(t, told)
+        return t
+    assert go(.5,.4,.3).state=='DONE'
+    assert go(.9).state=='PRUNED'
+    late = go(.5,.4,.9)
+    assert (late.state,late.value)==('DONE',.4) and 'worse than' in late.why and late.why in s.explain(late)
+    assert go(.4,.3,.2,.1).state=='DONE' # now three reports are not all
+    assert go(.4,.3,.9).state=='PRUNED'
+    s.close()
+    assert [t.state for t in Sweep(resume=s.id, runs_dir=tmp_path).trials]==['DONE','PRUNED','DONE','DONE','PRUNED']
+
+
+def test_notes_are_printed_once(tmp_path, capsys):
+    spec = dict(method='random', metric=dict(name='once'), early_terminate=dict(type='hyperband', min_iter=7), parameters=dict(once=dict(min=0., max=1.)))
+    import mlstack.sweeps.coordinator as coordinator
+    coordinator._noted.clear()
+    for _ in range(2): Sweep(spec, runs_dir=tmp_path)
+    out = capsys.readouterr().out
+    assert out.count('strict is not given')==1 and 'write strict: true' in out
+
+
 def test_bayes_resumed_asks_what_it_would_have_asked(tmp_path):
     spec = GOOD.replace('method: random','method: bayes')
     def go(s, n):

@@ -95,6 +95,8 @@ def config_text(config):
     return ' '.join(f'{k}={v:.4g}' if isinstance(v,float) else f'{k}={v}' for k,v in flat_config(config).items())
 
 # %% ../../nbs/sweeps/05_coordinator.ipynb #3491535a
+_noted = set() # (source, note) pairs this process has printed
+
 def _same_search(a, b): return all(key_of(a.get(k))==key_of(b.get(k)) for k in ('method','parameters','metric','early_terminate'))
 
 class Sweep:
@@ -120,7 +122,9 @@ class Sweep:
         if not self._journal.records: self._record('spec', id=self.id, seed=seed, spec=self.spec.raw, source=self.spec.source, sync=True)
         for t in self.trials:
             if t.state in ('RUNNING','WAITING'): t.state = 'LOST' # its coordinator is gone, and nobody else may tell of it
-        for w in self.spec.warnings: print(f'{self.spec.source}: {w}')
+        for w in (o for o in self.spec.warnings if (self.spec.source,o) not in _noted):
+            _noted.add((self.spec.source,w))
+            print(f'{self.spec.source}: {w}')
 
     def _record(self, event, sync=False, **fields):
         r = dict(event=event, time=round(time.time(),3), **fields)
@@ -293,8 +297,15 @@ def tell(self:Sweep,
     if failed: state,why,value = 'FAILED',failed,None
     elif value is not None and not math.isfinite(value): state,why,value = 'FAILED',f'its value is {value}',None
     elif value is None and metric: state,why = 'FAILED',f'it gave no value: {metric["name"]} was neither returned nor logged{instead_of(metric["name"], t.logged)}'
-    elif t.stopping: state = 'PRUNED'
+    elif t.stopping and not self._to_its_end(t): state = 'PRUNED'
     self._record('tell', n=t.number, state=state, value=value, why=why, **(dict(error=error[-_longest_error:]) if failed and error else {}), sync=True)
+
+@patch
+def _to_its_end(self:Sweep, t):
+    "Whether a stopped trial had given its last report: one that finished by itself gave as many, and none gave more."
+    others = [o for o in self.trials if o is not t]
+    n = len(t.reports)
+    return any(o.state=='DONE' and len(o.reports)==n for o in others) and all(len(o.reports)<=n for o in others)
 
 @patch
 def _on_tell(self:Sweep, r):
@@ -349,7 +360,7 @@ def explain(self:Sweep, trial) -> str:
     text = f'trial {t.number} ({config_text(self.varied(t))}), {self.search.origin(t.number)},'
     if t.state=='DONE' and t.value is not None:
         rank = 1+sum(self._signed(o.value)<self._signed(t.value) for o in self.trials if o.state=='DONE' and o.value is not None)
-        return f'{text} finished with {name} {t.value:.4g}, number {rank} of {sum(o.state=="DONE" for o in self.trials)} that finished'
+        return f'{text} finished with {name} {t.value:.4g}, number {rank} of {sum(o.state=="DONE" for o in self.trials)} that finished' + (f'; at its last report, too late to stop it: {t.why}' if t.why else '')
     if t.state in ended: return f'{text} ' + {'PRUNED':'was stopped','FAILED':'failed','DONE':'finished without a value'}[t.state] + (f': {t.why}' if t.why else '') + (f'\n\n{t.error.rstrip()}' if t.error else '')
     if t.state=='LOST': return f'{text} lost its worker and waits to be run again'
     return f'{text} is running' + (f'; {self.rule.verdict(t.number)}' if self.rule else '')
