@@ -12,7 +12,7 @@ __all__ = ['look_up', 'as_number', 'takes_config', 'run_one', 'sparkline', 'cell
 import inspect, math, sys, threading, time
 from ..core import MlstackError, context, settings
 from ..hardware import threads as fair_threads
-from .coordinator import SweepError, config_text, ended, flat_config
+from .coordinator import SweepError, config_text, ended, flat_config, notebook_cell
 from ..workers import Pool, ask, send
 
 # %% ../../nbs/sweeps/06_agents.ipynb #2e3761e9
@@ -52,6 +52,7 @@ def run_one(train, config, metric, group, runs):
     "In a worker: the trial as a Run, `train` called in it; returns the metric or None."
     from mlstack import tracking
     ctx = context()
+    send(('begun',None))
     run = tracking.init(project=ctx.project, config=config, name=f'trial {ctx.trial}', group=group, job_type='trial', id=ctx.run, dir=runs)
     names = {}
     if metric: run.listen(_listener(metric, names))
@@ -80,11 +81,11 @@ def line(sweep, t):
     curve,value,state,why = cells(t)
     return ' '.join(o for o in (f'trial {t.number:>3}', f'{state:6}', f'{value:>8}', curve, config_text(sweep.varied(t)), f'({why})' if why else '') if o)
 
-def progress_text(sweep, total, seconds):
+def progress_text(sweep, total, seconds, starting=False):
     "How far the sweep is, in one line."
     done = sum(t.state in ended for t in sweep.trials)
     best = f', best {sweep.best.value:.4g} (trial {sweep.best.number})' if sweep.best else ''
-    return f'{done}{f"/{total}" if total else ""} trials{best}, {int(seconds)//60}:{int(seconds)%60:02} elapsed'
+    return f'{done}{f"/{total}" if total else ""} trials{best}, {int(seconds)//60}:{int(seconds)%60:02} elapsed{", workers are starting" if starting else ""}'
 
 # %% ../../nbs/sweeps/06_agents.ipynb #e2cfe574
 _colours = dict(DONE='green', PRUNED='yellow', FAILED='red', LOST='magenta', RUNNING='cyan', WAITING='dim')
@@ -109,7 +110,7 @@ def _fitting(widths, width, reason=24):
         keep.append(i)
     return {*keep, *range(n-4,n)}
 
-def table(sweep, total=None, seconds=0, most=24, width=120):
+def table(sweep, total=None, seconds=0, most=24, width=120, starting=False):
     "The live table as a rich renderable, one line a trial."
     from rich.console import Group
     from rich.table import Table
@@ -129,18 +130,17 @@ def table(sweep, total=None, seconds=0, most=24, width=120):
     for t,row in zip(shown, rows):
         row[-2] = Text(row[-2], style=_colours[t.state])
         res.add_row(*(_plain(o) for i,o in enumerate(row) if i in keep), style='bold' if t is best else '')
-    return Group(res, Text(progress_text(sweep,total,seconds), style='bold'))
+    return Group(res, Text(progress_text(sweep,total,seconds,starting), style='bold'))
 
 class Show:
     "Where the table goes: a terminal, a notebook, lines of text, or nowhere."
     def __init__(self, sweep, total, wanted):
-        self.sweep,self.total,self.began,self.drawn,self.live,self.handle,self.failed = sweep,total,time.monotonic(),0.,None,None,False
+        self.sweep,self.total,self.began,self.drawn,self.live,self.handle,self.failed,self.starting = sweep,total,time.monotonic(),0.,None,None,False,True
         self.kind = 'none' if not wanted else self._kind()
     def _kind(self):
-        shell = sys.modules.get('IPython') and sys.modules['IPython'].get_ipython()
-        if shell and shell.__class__.__name__=='ZMQInteractiveShell': return 'notebook'
+        if notebook_cell() is not None: return 'notebook'
         return 'terminal' if sys.stdout.isatty() else 'lines'
-    def _table(self, most=24, width=150): return table(self.sweep, self.total, time.monotonic()-self.began, most, width)
+    def _table(self, most=24, width=150): return table(self.sweep, self.total, time.monotonic()-self.began, most, width, self.starting)
     def __enter__(self):
         s = self.sweep
         if self.kind!='none': print(f'sweep {s.id}: {s.spec.method}{f", {len(s.trials)} trials so far" if s.trials else ""}; stop with Ctrl-C, go on with resume={s.id!r}', flush=True)
@@ -168,7 +168,11 @@ class Show:
     def __exit__(self, *exc):
         self.draw(force=True)
         if self.live: self.live.__exit__(None,None,None)
+        if self.handle: self.sweep.shown = notebook_cell()
         if self.kind=='lines': print(progress_text(self.sweep, self.total, time.monotonic()-self.began), flush=True)
+
+# a font that has the blocks of the curves: one that another font must lend them to does not align
+_pre = """<pre style="line-height:1.25;white-space:pre;overflow-x:auto;font-family:'DejaVu Sans Mono',Menlo,Consolas,monospace">{code}</pre>"""
 
 class _Html:
     "A rich renderable for a notebook, and as text where HTML is not shown."
@@ -180,7 +184,7 @@ class _Html:
         c.print(self.renderable)
         return c
     def __repr__(self): return self._text().export_text()
-    def _repr_html_(self): return self._text().export_html(inline_styles=True, code_format='<pre style="line-height:1.25;white-space:pre">{code}</pre>')
+    def _repr_html_(self): return self._text().export_html(inline_styles=True, code_format=_pre)
 
 # %% ../../nbs/sweeps/06_agents.ipynb #b40a2962
 class Agents:
@@ -216,14 +220,14 @@ class Agents:
                 self.show.draw()
             self.show.draw()
 
-    def on_started(self, e, t): t.state = 'RUNNING'
-
     def on_ask(self, e, t):
         _,step,value = e.value
         e.task.reply(None if self.sweep.report(t, step, value) else t.stopping)
 
     def on_message(self, e, t):
-        if isinstance(e.value,tuple) and e.value[0]=='logged': t.logged = e.value[1]
+        what,value = e.value if isinstance(e.value,tuple) and len(e.value)==2 else (None,None)
+        if what=='begun': t.state,self.show.starting = 'RUNNING',False
+        if what=='logged': t.logged = value
 
     def on_done(self, e, t):
         self.end(e, t, lambda: self.sweep.tell(t, e.value))
@@ -293,10 +297,11 @@ def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None)
                 if total is None or total>4: warm.start() # a shorter sweep never asks the model
                 agents.loop()
                 if warm.ident: warm.join()
-        except BaseException:
+        except BaseException as e:
             for t in agents.tasks.values() if agents else (): t.state = 'LOST'
             left = len(agents.tasks) if agents else 0
             print(f'sweep {sweep.id} stopped: {sum(t.state in ended for t in sweep.trials)} trials ended, {left} will run again; go on with resume={sweep.id!r}', flush=True)
+            if isinstance(e,KeyboardInterrupt): raise KeyboardInterrupt from None # where the loop stood is nobody's business
             raise
     agents.check_end()
     return sweep
