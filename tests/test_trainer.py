@@ -456,3 +456,48 @@ def test_one_rank_is_asked_and_all_stop_in_the_same_step(tmp_path, stop_rank):
 def test_the_front_page_is_cheap_and_tracking_is_not_known():
     code = 'import sys, mlstack.trainer; a = "torch" in sys.modules; import mlstack.trainer.loop; print(a, any(m.startswith("mlstack.tracking") for m in sys.modules), "IPython" in sys.modules)'
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.split()==['False']*3
+
+
+# Resuming what was changed meanwhile
+
+def changed(**kw):
+    batch_size,n = kw.pop('batch_size',8),kw.pop('n',100)
+    return Trainer(tiny(.5), Data.from_tensors(samples(n), samples(30,1), batch_size=batch_size), F.cross_entropy, **kw)
+
+
+@pytest.mark.parametrize('cut', [12,17])
+@pytest.mark.parametrize('other,says,end', [
+    (dict(batch_size=4), 'batch size 8 then, 4 now', (62,57)), (dict(batch_size=25), 'batch size 8 then, 25 now', (20,24)), (dict(n=50), 'number of items 100 then, 50 now', (24,24)),
+    (dict(accumulate=3), 'accumulate 1 then, 3 now', (20,24)), (dict(seed=1), 'seed 0 of the checkpoint is used, not 1', (36,36))])
+def test_a_resume_with_other_batches_ends_by_epochs_and_says_so(tmp_path, cut, other, says, end):
+    t = changed(callbacks=[CutAt(cut+1)])
+    with pytest.raises(Cut): t.fit(epochs=3, save=Checkpoints(tmp_path, every=cut))
+    with pytest.warns(UserWarning, match=says):
+        resumed = changed(**other, callbacks=[CutAt(cut+2)])
+        with pytest.raises(Cut): resumed.fit(epochs=3, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert 'bit for bit' not in str(resumed.explain()) and says in str(resumed.explain())
+    with warnings.catch_warnings():
+        if 'seed' not in other: warnings.simplefilter('error') # compared with what was used last
+        again = changed(**other).fit(epochs=3, save=tmp_path, resume=True)
+    assert again.epoch==3 and again.step==again.last_step==end[cut==17]
+
+
+@pytest.mark.parametrize('other,says', [(dict(lr=3e-2), 'lr 0.003 of the checkpoint is used, not 0.03'), (dict(schedule='linear'), 'schedule linear is used, not None of the checkpoint'),
+    (dict(opt='sgd'), 'SGD starts anew, the checkpoint has the state of AdamW')])
+def test_a_resume_with_another_optimizer_says_so(tmp_path, other, says):
+    changed(lr=3e-3).fit(epochs=1, save=tmp_path)
+    with pytest.warns(UserWarning, match=says): resumed = changed(**dict(lr=3e-3)|other).fit(epochs=2, save=tmp_path, resume=True)
+    assert resumed.step==24 and says in str(resumed.explain()) and 'bit for bit' not in str(resumed.explain())
+    if 'lr' in other: assert resumed.optimizer.param_groups[0]['lr']==3e-3
+
+
+def test_an_older_checkpoint_is_not_compared(tmp_path):
+    from mlstack.trainer.checkpoints import write_checkpoint
+    t = changed()
+    t.fit(epochs=1)
+    parts = t._state()
+    del parts['training']['plan']
+    write_checkpoint(tmp_path/'old', parts, t._note())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert changed(lr=3e-2).fit(epochs=2, resume=tmp_path/'old').step==24

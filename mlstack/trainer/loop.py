@@ -8,7 +8,7 @@
 __all__ = ['TrainerError', 'Trainer', 'seconds', 'Sentences', 'LrCurve']
 
 # %% ../../nbs/trainer/05_loop.ipynb #9b0dd2bf
-import copy, math, time as clock
+import copy, math, time as clock, warnings
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -84,6 +84,7 @@ class Trainer:
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,{},False
+        self._drawn,self._recipe,self._differs = seed is None,{},[]
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
@@ -91,6 +92,12 @@ class Trainer:
         for hook in self._hooks[name]: hook(self)
 
 # %% ../../nbs/trainer/05_loop.ipynb #91c8704f
+def _made_with(optimizer):
+    "Class and settings of an optimizer as plain values, to be compared when a fit is resumed."
+    how = 'params','initial_lr','fused','foreach','capturable','differentiable' # how it computes, not what
+    plain = lambda v: v.item() if isinstance(v,torch.Tensor) else list(v) if isinstance(v,tuple) else v
+    return dict(optimizer=type(optimizer).__name__, groups=[{k: plain(v) for k,v in g.items() if k not in how and isinstance(v,(int,float,tuple,torch.Tensor))} for g in optimizer.param_groups])
+
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -109,6 +116,7 @@ def setup(self:Trainer):
     self.optimizer,said = make_optimizer(self.opt, self.model, self.lr)
     self._why['opt'] = f'optimizer {said}'
     for g in self.optimizer.param_groups: g.setdefault('initial_lr', g['lr'])
+    self._recipe = _made_with(self.optimizer)
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
@@ -138,7 +146,7 @@ def _aim(self:Trainer, epochs, steps, time):
     self.last_epoch = None if epochs is None else f['epoch']+epochs
     self.limit = None if time is None else seconds(time)
     ends = [] if steps is None else [f['step']+steps]
-    if epochs is not None and self.steps_an_epoch(): ends.append(f['step'] + epochs*self.steps_an_epoch() - f['at']//self.accumulate)
+    if epochs is not None and self.steps_an_epoch(): ends.append(f['step'] + epochs*self.steps_an_epoch() - f['at']//self.accumulate + f.get('shift',0))
     self.last_step = min(ends, default=None)
 
 @patch
@@ -203,8 +211,8 @@ def _open(self:Trainer):
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
-    n = self.steps_an_epoch()
-    return n is not None and self.at>=n*self.accumulate
+    n = self.data.train.count(self.parallel.world_size)
+    return n is not None and self.at>=n
 
 @patch
 def _steps(self:Trainer) -> bool:
@@ -312,6 +320,8 @@ def fit(self:Trainer,
     self._seeded = True
     if self.stopped: return self # a callback had ended it
     self._aim(epochs, steps, time)
+    if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
+    self._differs = []
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
     self.recorder.start(carry=self.at>0)
@@ -411,6 +421,18 @@ def predict(self:Trainer,
 # %% ../../nbs/trainer/05_loop.ipynb #0fc31e38
 def _stateful(callbacks): return [c for c in callbacks if hasattr(c,'state_dict')]
 
+def _named(schedule):
+    schedule = getattr(schedule,'func',schedule)
+    return schedule if schedule is None or isinstance(schedule,str) else getattr(schedule,'__name__',type(schedule).__name__)
+
+@patch
+def _plan(self:Trainer) -> dict:
+    "What decides the batches and updates of this fit, as plain values."
+    src = None if self.data is None else self.data.train
+    held = getattr(getattr(src,'plan',None),'tensors',src)
+    return self._recipe | {'schedule': _named(self.schedule), 'accumulate': self.accumulate, 'clip': self.clip, 'items': getattr(held,'n',None),
+        'batch_size': getattr(held,'batch_size',None), 'batches': None if src is None else src.count(self.parallel.world_size)}
+
 @patch
 def _state(self:Trainer) -> dict:
     "The parts of a checkpoint, as this rank has to write them."
@@ -418,7 +440,7 @@ def _state(self:Trainer) -> dict:
     if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng)}
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped,
+    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
         precision=self.precision, optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(),
         recorder=self.recorder.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
 
@@ -455,6 +477,45 @@ def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
 
+_words = dict(batch_size='batch size', items='number of items', batches='batches an epoch', accumulate='accumulate', clip='clip')
+
+def _compare(then, now):
+    "Sentences on how the plans of a checkpoint and of this fit differ; what an older checkpoint does not say is not compared."
+    said = [f'{word} {then[k]} then, {now[k]} now' for k,word in _words.items() if k in then and then[k]!=now[k] and (k=='clip' or None not in (then[k],now[k]))]
+    if then.get('optimizer',now.get('optimizer'))!=now.get('optimizer'): said.append(f'{now["optimizer"]} starts anew, the checkpoint has the state of {then["optimizer"]}')
+    else:
+        for a,b in zip(then.get('groups',()), now.get('groups',())):
+            said += [f'{k} {a[k]:.6g} of the checkpoint is used, not {b[k]:.6g}' if isinstance(a[k],float) and isinstance(b[k],float) else f'{k} {a[k]} of the checkpoint is used, not {b[k]}' for k in a if k in b and a[k]!=b[k]]
+    if 'schedule' in then and then['schedule']!=now['schedule']: said.append(f'schedule {now["schedule"]} is used, not {then["schedule"]} of the checkpoint')
+    return list(dict.fromkeys(said))
+
+@patch
+def _adapt(self:Trainer, then, seed, processes):
+    "Compare with the checkpoint's plan, note what differs, and find this place in batches of another size."
+    now = self._plan()
+    if processes!=self.parallel.world_size: then = {k:v for k,v in then.items() if k!='batches'} # the same order in other shares
+    self._differs = _compare(then, now)
+    if seed!=self.seed and not self._drawn: self._differs.append(f'seed {seed} of the checkpoint is used, not {self.seed}')
+    known = {k for k in ('batch_size','items','batches','accumulate') if None not in (then.get(k),now[k]) and then[k]!=now[k]}
+    if processes!=self.parallel.world_size: self.at = self.at*processes//self.parallel.world_size # the global order is the same
+    if 'batch_size' in known: self.at = self.at*then['batch_size']//now['batch_size']
+    if (known or processes!=self.parallel.world_size) and self.data is not None and (an_epoch := self.steps_an_epoch()):
+        f,rest = self._fit,math.ceil(max(now['batches']-self.at, 0)/self.accumulate)
+        f['shift'] = self.step+rest-f['step']+f['at']//self.accumulate - (self.epoch+1-f['epoch'])*an_epoch # so that epochs end as epochs
+
+@patch
+def _load_optimizer(self:Trainer, s, path):
+    "The states of optimizer, scheduler and scaler; one of another class stays new."
+    then,now = s.get('plan',{}),self._plan()
+    same = then.get('optimizer',now.get('optimizer'))==now.get('optimizer')
+    planned = then.get('schedule',now['schedule'])==now['schedule']
+    try:
+        for name,wanted in dict(optimizer=same, scheduler=same and planned, scaler=True).items():
+            if wanted and getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
+    except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
+    if self.optimizer is not None and same and not planned and self.scheduler is None:
+        for g in self.optimizer.param_groups: g['lr'] = g['initial_lr'] # where the old schedule had left it is no rate to keep
+
 @patch
 def _take(self:Trainer, path, parts):
     "Take over the state that was read from `path`."
@@ -462,23 +523,22 @@ def _take(self:Trainer, path, parts):
     s,note = parts['training'],parts['manifest']
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
     _load_model(self.model, parts['model'], path)
-    try:
-        for name in ('optimizer','scheduler','scaler'):
-            if getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
-    except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
-    self.step,self.epoch,self.at,self._fit,self.seed,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['seed'],s['stopped']
+    self._load_optimizer(s, path)
+    self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['stopped']
+    self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
+    self.seed = s['seed']
+    if s.get('plan',{}).get('optimizer')==self._recipe.get('optimizer')!=None: self._recipe = {k: s['plan'][k] for k in self._recipe} # what is used from here on
     self.history.load_state_dict(s['history'])
     self.recorder.load_state_dict(s['recorder'])
     mine = _stateful(self.callbacks)
     for (name,state),c in zip(s['callbacks'], mine):
         if name==type(c).__name__: c.load_state_dict(state)
-    r,world = self.parallel.rank,self.parallel.world_size
+    r = self.parallel.rank
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
     self._seeded = True
-    if note['world_size']!=world: self.at = self.at*note['world_size']//world # the global order is the same
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
-    self._why['resume'] = f'resumed at step {self.step}: ' + ('bit for bit' if not other else f'within tolerance ({"; ".join(other)})')
+    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' if not other else f': within tolerance ({"; ".join(other)})')
 
 @patch
 def load(self:Trainer,
