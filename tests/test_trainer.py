@@ -501,3 +501,28 @@ def test_an_older_checkpoint_is_not_compared(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert changed(lr=3e-2).fit(epochs=2, resume=tmp_path/'old').step==24
+
+
+# Several trainings, one folder
+
+def test_a_fresh_fit_puts_another_trainings_checkpoints_aside(tmp_path):
+    changed().fit(epochs=3, save=tmp_path)
+    with pytest.warns(UserWarning, match='held checkpoints of another training, which are now in aside-'):
+        fresh = changed(lr=.5).fit(epochs=1, save=tmp_path)
+    assert 'aside-' in str(fresh.explain()) and Checkpoints(tmp_path).steps()==[12]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert same_weights(changed(lr=.5).fit(epochs=1, save=tmp_path, resume=True).model, fresh.model)
+        went_on = changed(lr=.5).fit(epochs=2, save=tmp_path, resume=True)
+        assert went_on._lineage==fresh._lineage and Checkpoints(tmp_path).steps()==[24,12]
+        fresh.fit(epochs=0, save=tmp_path) # nothing is saved, so nothing is moved
+        aside, = tmp_path.glob('aside-*')
+        assert changed().fit(epochs=4, resume=aside).step==48
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_its_old_future_aside(tmp_path):
+    changed().fit(epochs=3, save=tmp_path)
+    with pytest.warns(UserWarning, match='aside-'): changed().fit(epochs=2, save=tmp_path, resume=Checkpoints(tmp_path).path(12))
+    assert Checkpoints(tmp_path).steps()==[24,12]
+    with pytest.warns(UserWarning, match='aside-'): changed().fit(epochs=2, save=tmp_path, resume=Checkpoints(tmp_path).path(12))
+    assert sorted(p.relative_to(tmp_path).parts[1] for p in tmp_path.glob('aside-*/*'))==['step-000000024','step-000000024','step-000000036']

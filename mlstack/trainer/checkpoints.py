@@ -9,7 +9,7 @@ __all__ = ['CheckpointError', 'write_checkpoint', 'verify', 'read_checkpoint', '
            'seed_all']
 
 # %% ../../nbs/trainer/04_checkpoints.ipynb #b9ab74b2
-import hashlib, json, os, random, re, shutil, warnings
+import hashlib, itertools, json, os, random, re, shutil, warnings
 from pathlib import Path
 import numpy as np, torch
 from ..core import MlstackError, write_file
@@ -122,6 +122,25 @@ class Checkpoints:
             shutil.rmtree(gone, ignore_errors=True)
             if self.path(step).exists(): os.replace(self.path(step), gone) # half deleted, it must not look like a damaged one
         for left in (*self.folder.glob('.step-*.tmp'), *self.folder.glob('.step-*.old')): shutil.rmtree(left, ignore_errors=True)
+
+    def put_aside(self,
+        lineage, # the training that goes on here
+        newest   # and the step it is at: what is later belongs to another future
+    ) -> list: # the folders
+        "Move the checkpoints of any other training to folders of their own, so that nobody resumes them by mistake; nothing is deleted."
+        moved = []
+        for step in self.steps():
+            path,old = self.path(step),self.folder/f'.step-{step:09d}.old'
+            if not path.exists(): path = old
+            try: theirs = json.loads((path/'manifest.json').read_text()).get('lineage')
+            except (OSError,ValueError): continue # damaged: its reader will say so
+            if theirs==lineage and step<=newest: continue
+            name = f'aside-{theirs or "unnamed"}'
+            to = next(p for n in itertools.count(1) if not (p := self.folder/(name if n==1 else f'{name}-{n}')/f'step-{step:09d}').exists())
+            to.parent.mkdir(exist_ok=True)
+            os.replace(path, to)
+            moved.append(to.parent)
+        return list(dict.fromkeys(moved))
 
     def latest(self, device='cpu'):
         "The newest checkpoint that is whole, as (path, parts); damaged ones are named in a warning. None if there is none."

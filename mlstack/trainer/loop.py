@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
-from ..core import MlstackError, Stop, StopTraining, context, provider, settings
+from ..core import MlstackError, Stop, StopTraining, context, new_id, provider, settings
 from .data import Data, DataError, source
 from .step import (Single, checked, choose_precision, clipper, forward_for, in_precision, is_torch_scheduler, make_optimizer,
     make_step, move, on_device, scaler_for, schedule_for, size_of, split_target)
@@ -84,7 +84,7 @@ class Trainer:
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,{},False
-        self._drawn,self._recipe,self._differs = seed is None,{},[]
+        self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
@@ -318,6 +318,7 @@ def fit(self:Trainer,
     if self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None): self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
     elif not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
+    self._began_at,self._claim = self.step, not self._newest
     if self.stopped: return self # a callback had ended it
     self._aim(epochs, steps, time)
     if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
@@ -446,16 +447,27 @@ def _state(self:Trainer) -> dict:
 
 @patch
 def _note(self:Trainer):
-    return dict(step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, device=self.device.type, threads=torch.get_num_threads())
+    return dict(lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, device=self.device.type, threads=torch.get_num_threads())
 
 @patch
 def _parallel_writer(self:Trainer): return self.parallel if self.parallel.world_size>1 else None
+
+@patch
+def _claim_folder(self:Trainer):
+    "Before the first save of a fit that was not resumed from this folder: what lies there of another training goes aside."
+    self._claim = False
+    if self.parallel.rank>0: return
+    aside = self._saving.put_aside(self._lineage, self._began_at)
+    if not aside: return
+    self._why['aside'] = f'{self._saving.folder.name} held checkpoints of another training, which are now in {", ".join(p.name for p in aside)}: resume=FOLDER goes on with one of them'
+    warnings.warn(self._why['aside'])
 
 @patch
 def _save_now(self:Trainer):
     self.recorder.close(self.device)
     asked = self._stop.reason is not None # then the run goes on some day, so it is not over
     stopped,self.stopped = self.stopped, None if asked else self.stopped
+    if self._claim: self._claim_folder()
     self._saving.save(self.step, self._state(), self._note(), self._parallel_writer())
     self.stopped = stopped
 
@@ -526,7 +538,7 @@ def _take(self:Trainer, path, parts):
     self._load_optimizer(s, path)
     self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['stopped']
     self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
-    self.seed = s['seed']
+    self.seed,self._lineage = s['seed'],note.get('lineage',self._lineage)
     if s.get('plan',{}).get('optimizer')==self._recipe.get('optimizer')!=None: self._recipe = {k: s['plan'][k] for k in self._recipe} # what is used from here on
     self.history.load_state_dict(s['history'])
     self.recorder.load_state_dict(s['recorder'])
@@ -554,12 +566,14 @@ def load(self:Trainer,
 @patch
 def _resume(self:Trainer, resume) -> bool:
     "Take over the newest good checkpoint, if resuming is asked for and there is one."
+    self._newest = False # whether this goes on from the newest checkpoint of the folder it saves to
     if not resume: return False
     if resume is not True: self.load(resume); return True
     if self._saving is None: raise TrainerError('there is nowhere to resume from', 'fit(resume=True)', 'give save=FOLDER, or resume=PATH')
     found = self._saving.latest()
     if found is None: self._why['resume'] = 'nothing to resume from: started at the beginning'; return False
     self._take(*found)
+    self._newest = True
     return True
 
 # %% ../../nbs/trainer/05_loop.ipynb #cdb5f62c
