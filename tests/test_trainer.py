@@ -526,3 +526,47 @@ def test_going_on_from_an_earlier_checkpoint_leaves_its_old_future_aside(tmp_pat
     assert Checkpoints(tmp_path).steps()==[24,12]
     with pytest.warns(UserWarning, match='aside-'): changed().fit(epochs=2, save=tmp_path, resume=Checkpoints(tmp_path).path(12))
     assert sorted(p.relative_to(tmp_path).parts[1] for p in tmp_path.glob('aside-*/*'))==['step-000000024','step-000000024','step-000000036']
+
+
+# Signals
+
+class Signal(Callback):
+    "Sends a signal to this process in the middle of a step."
+    def __init__(self, step, number): self.at,self.number = step,number
+    def before_update(self, t):
+        if t.step==self.at-1: os.kill(os.getpid(), self.number)
+
+
+class Raise(Callback):
+    "A Ctrl-C that arrives in the hook `name` of step 17."
+    def __init__(self, name): setattr(self, name, self.go)
+    def go(self, t):
+        if t.step==17: raise KeyboardInterrupt
+    def before_update(self, t): pass
+    def after_step(self, t): pass
+
+
+@pytest.mark.parametrize('number,error', [(signal.SIGINT,KeyboardInterrupt), (signal.SIGTERM,StopTraining)])
+def test_an_interrupted_fit_saves_its_step_and_goes_on_bit_for_bit(tmp_path, number, error):
+    straight,before = changed().fit(epochs=3),signal.getsignal(number)
+    with use():
+        t = changed(callbacks=[Signal(17,number)])
+        with pytest.raises(error): t.fit(epochs=3, save=tmp_path)
+        assert t.step==17 and Checkpoints(tmp_path).steps()==[17,12] and signal.getsignal(number)==before
+        assert error is KeyboardInterrupt or context().stop.reason=='SIGTERM'
+    resumed = changed().fit(epochs=3, save=tmp_path, resume=True)
+    assert resumed.step==36 and resumed.history.table()==straight.history.table() and same_weights(resumed.model, straight.model)
+
+
+@pytest.mark.parametrize('hook,steps', [('after_step',[17,12]), ('before_update',[12])])
+def test_only_a_whole_step_is_saved(tmp_path, hook, steps):
+    t = changed(callbacks=[Raise(hook)])
+    with pytest.raises(KeyboardInterrupt): t.fit(epochs=3, save=tmp_path)
+    assert Checkpoints(tmp_path).steps()==steps
+
+
+def test_handlers_of_others_are_left_alone():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try: assert changed(callbacks=[Signal(3,signal.SIGTERM)]).fit(epochs=1).step==12 and seen==[1]
+    finally: signal.signal(signal.SIGTERM, before)

@@ -8,7 +8,8 @@
 __all__ = ['TrainerError', 'Trainer', 'seconds', 'Sentences', 'LrCurve']
 
 # %% ../../nbs/trainer/05_loop.ipynb #9b0dd2bf
-import copy, math, time as clock, warnings
+import copy, math, os, signal, threading, time as clock, warnings
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -85,6 +86,7 @@ class Trainer:
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,{},False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
+        self._interrupted = self._whole = False
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
@@ -221,6 +223,7 @@ def _steps(self:Trainer) -> bool:
     batches = self._open()
     before_step,after_step,stop = self._hooks['before_step'],self._hooks['after_step'],self._stop
     step = fast = None
+    self._whole = False # True only where the state is that of a place between two steps
     for self.batch in batches:
         if fast is None: step,fast = self._build(self.batch)
         try:
@@ -230,9 +233,12 @@ def _steps(self:Trainer) -> bool:
         step = fast
         self.step += 1
         self.at += self.accumulate
+        self._whole = True
         for hook in after_step: hook(self)
         if stop.reason is not None: raise StopTraining(stop.reason)
+        if self._interrupted: raise KeyboardInterrupt
         if self.step==self.last_step: return self._over()
+        self._whole = False
     return True
 
 @patch
@@ -244,6 +250,7 @@ def _epochs(self:Trainer):
         self.model.train()
         try: ended = self._steps()
         except StopEpoch: ended = True
+        self._whole = True
         self.recorder.close(self.device)
         if self.data.valid is not None: self.validate()
         self._add_row(clock.monotonic()-began)
@@ -301,6 +308,32 @@ def _bind(self:Trainer, ctx):
     self._hooks = {n: hooks(inner,n) for n in hook_names}
 
 @patch
+@contextmanager
+def _signals(self:Trainer, stop):
+    "During a fit in the main thread SIGTERM asks to stop, and a Ctrl-C waits for the end of the step where it will be saved; a second one does not."
+    self._interrupted,loud = False,settings().progress
+    def terminate(*_): stop.set('SIGTERM')
+    def interrupt(*_):
+        if self._interrupted: raise KeyboardInterrupt
+        self._interrupted = True
+        if loud: os.write(2, b'\nstopping after this step; Ctrl-C again stops at once\n') # print may not be called in a handler
+    ours = [(signal.SIGTERM, signal.SIG_DFL, terminate)]
+    if self._saving and self.parallel.world_size==1: ours.append((signal.SIGINT, signal.default_int_handler, interrupt))
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n,do) for n,default,do in ours if main and signal.getsignal(n)==default}
+    try: yield
+    finally:
+        for n,handler in before.items(): signal.signal(n, handler)
+
+@patch
+def _save_interrupted(self:Trainer):
+    "After a Ctrl-C: a checkpoint of this step, if it is whole and not yet saved. Several ranks would wait for each other."
+    if not (self._saving and self._whole and self.step>self._saved_at and self.parallel.world_size==1): return
+    self.stopped,why = None,self.stopped # it is not over
+    self._save_now()
+    self.stopped = why
+
+@patch
 def fit(self:Trainer,
     epochs:int=None, # passes over the training data
     steps:int=None,  # updates
@@ -318,7 +351,7 @@ def fit(self:Trainer,
     if self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None): self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
     elif not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
-    self._began_at,self._claim = self.step, not self._newest
+    self._began_at,self._claim,self._saved_at = self.step, not self._newest, self.step
     if self.stopped: return self # a callback had ended it
     self._aim(epochs, steps, time)
     if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
@@ -327,8 +360,10 @@ def fit(self:Trainer,
     self._bind(ctx)
     self.recorder.start(carry=self.at>0)
     try:
-        self.call('before_fit')
-        self._epochs()
+        with self._signals(ctx.stop):
+            self.call('before_fit')
+            self._epochs()
+            if self._interrupted: raise KeyboardInterrupt
     except StopTraining as e:
         self.stopped = str(e)
         try: self.recorder.close(self.device)
@@ -337,8 +372,10 @@ def fit(self:Trainer,
         if ctx.stop.reason is not None or self._stop.reason is not None: raise
     except BaseException as e:
         self.stopped = f'{type(e).__name__}: {e}'
-        try: self.recorder.close(self.device)
-        except Exception: pass # the first error is the one to report
+        try:
+            self.recorder.close(self.device)
+            if isinstance(e, KeyboardInterrupt): self._save_interrupted()
+        except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
         raise
     finally:
         self.batch = None
@@ -379,6 +416,7 @@ def validate(self:Trainer,
             size = size_of(batch)
             totals,n = totals + _numbers(values,names,self.device)*size, n+size
             if stop is not None and stop.reason is not None: raise StopTraining(stop.reason)
+            if self._interrupted: raise KeyboardInterrupt
     if not n: totals = torch.zeros(len(names), device=self.device, dtype=torch.float32 if self.device.type=='mps' else torch.float64)
     sums = self.parallel.sum(torch.cat([totals, totals.new_tensor([n])])).tolist()
     if not sums[-1]: raise DataError('the validation data gave no batch', 'validate', 'check what filled it')
@@ -469,6 +507,7 @@ def _save_now(self:Trainer):
     stopped,self.stopped = self.stopped, None if asked else self.stopped
     if self._claim: self._claim_folder()
     self._saving.save(self.step, self._state(), self._note(), self._parallel_writer())
+    self._saved_at = self.step
     self.stopped = stopped
 
 @patch
