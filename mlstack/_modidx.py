@@ -1334,6 +1334,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop._Together.after_step': ( 'trainer/loop.html#_together.after_step',
                                                                                      'mlstack/trainer/loop.py'),
+                                      'mlstack.trainer.loop._check_instance': ( 'trainer/loop.html#_check_instance',
+                                                                                'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop._check_metrics': ( 'trainer/loop.html#_check_metrics',
                                                                                'mlstack/trainer/loop.py'),
                                       'mlstack.trainer.loop._compare': ('trainer/loop.html#_compare', 'mlstack/trainer/loop.py'),

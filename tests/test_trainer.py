@@ -570,3 +570,22 @@ def test_handlers_of_others_are_left_alone():
     before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
     try: assert changed(callbacks=[Signal(3,signal.SIGTERM)]).fit(epochs=1).step==12 and seen==[1]
     finally: signal.signal(signal.SIGTERM, before)
+
+
+# An optimizer made outside
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(ValueError, match='holds no parameter of this model'): changed(opt=torch.optim.SGD(tiny().parameters(), lr=.1)).fit(epochs=1)
+
+
+@pytest.mark.parametrize('lr', [1e-3,.5])
+def test_what_an_optimizer_made_outside_leaves_out_is_said(lr):
+    model = tiny()
+    data = Data.from_tensors(samples(100), batch_size=8)
+    with pytest.warns(UserWarning, match=r'does not update 4 parameters of the model: 3.weight, 3.bias, 5.weight, …'):
+        Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model[0].parameters(), lr=.1)).fit(epochs=1)
+    with pytest.warns(UserWarning, match=rf'lr={lr} is not used: the optimizer was given ready made, with lr 0.1'):
+        Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model.parameters(), lr=.1), lr=lr).fit(epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model.parameters(), lr=.1)).fit(epochs=1)

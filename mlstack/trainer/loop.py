@@ -19,13 +19,15 @@ from torch import nn
 from ..core import MlstackError, Stop, StopTraining, context, new_id, provider, settings
 from .data import Data, DataError, source
 from .step import (Single, checked, choose_precision, clipper, forward_for, in_precision, is_torch_scheduler, make_optimizer,
-    make_step, move, on_device, scaler_for, schedule_for, size_of, split_target)
+    make_step, move, on_device, params_of, scaler_for, schedule_for, size_of, split_target)
 from .callbacks import Callback, History, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, hook_names, hooks
 from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
 
 # %% ../../nbs/trainer/05_loop.ipynb #f82e2ce0
 class TrainerError(MlstackError, ValueError):
     "Something the trainer was given that it cannot work with."
+
+_lr = 1e-3 # this very object tells that nobody gave another
 
 def _check_metrics(metrics, step):
     if metrics is None: return {}
@@ -52,7 +54,7 @@ class Trainer:
         data=None,             # Data, a DataLoader, or any iterable of batches
         loss=None,             # loss(output, target); None: the model returns it
         opt=torch.optim.AdamW, # class, partial, instance or word; None: the step updates
-        lr=1e-3,               # learning rate
+        lr=_lr,                # learning rate
         schedule=None,         # "cosine", a function of progress, or a torch scheduler
         metrics=None,          # name -> function(output, target)
         accumulate:int=1,      # batches an update
@@ -100,6 +102,16 @@ def _made_with(optimizer):
     plain = lambda v: v.item() if isinstance(v,torch.Tensor) else list(v) if isinstance(v,tuple) else v
     return dict(optimizer=type(optimizer).__name__, groups=[{k: plain(v) for k,v in g.items() if k not in how and isinstance(v,(int,float,tuple,torch.Tensor))} for g in optimizer.param_groups])
 
+def _check_instance(optimizer, model, lr):
+    "An optimizer that was made outside has to hold the parameters of this model."
+    held = {id(p) for p in params_of(optimizer)}
+    out = [n for n,p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if held and not any(id(p) in held for p in model.parameters()):
+        raise TrainerError('the optimizer holds no parameter of this model', 'Trainer(opt=)', 'make it from the parameters of the model you pass, or give the class: the trainer then makes it')
+    if out: warnings.warn(f'the optimizer does not update {len(out)} parameters of the model: {", ".join(out[:3])}{", …" if len(out)>3 else ""}')
+    rates = [float(g['lr']) for g in optimizer.param_groups]
+    if lr is not _lr and lr not in rates: warnings.warn(f'lr={lr} is not used: the optimizer was given ready made, with lr {", ".join(f"{r:g}" for r in dict.fromkeys(rates))}')
+
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -115,6 +127,7 @@ def setup(self:Trainer):
     self.scaler = scaler_for(self.device, self.precision)
     self.scheduler = None
     if self.opt is None: self._why['opt'] = 'no optimizer: the step makes its own updates'; return
+    if isinstance(self.opt, torch.optim.Optimizer): _check_instance(self.opt, self.model, self.lr)
     self.optimizer,said = make_optimizer(self.opt, self.model, self.lr)
     self._why['opt'] = f'optimizer {said}'
     for g in self.optimizer.param_groups: g.setdefault('initial_lr', g['lr'])
