@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from mlstack import workers
 from mlstack.core import StopTraining, context, use
 from tests import house
-from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, StepError, StopEpoch, SkipStep, Trainer
+from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, Progress, StepError, StopEpoch, SkipStep, Trainer
 from mlstack.trainer.checkpoints import read_checkpoint
 from mlstack.trainer.data import Loader, Tensors
 
@@ -589,3 +589,52 @@ def test_what_an_optimizer_made_outside_leaves_out_is_said(lr):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model.parameters(), lr=.1)).fit(epochs=1)
+
+
+# What is said
+
+class Timed(list):
+    "A stream that knows the epoch in which each line was written."
+    def __init__(self): self.t,self.flushed = None,0
+    def __bool__(self): return True
+    def isatty(self): return False
+    def write(self, text): self.append((self.t.epoch,text))
+    def flush(self): self.flushed += 1
+
+
+def test_a_file_gets_a_line_an_epoch_as_it_ends():
+    out = Timed()
+    out.t = changed(callbacks=[Progress(out=out)])
+    out.t.fit(epochs=3)
+    assert [e for e,_ in out]==[0,1,2] and out.flushed==3 and [o.split('  ')[0] for _,o in out]==['epoch 1/3','epoch 2/3','epoch 3/3'] and all('val_loss' in o for _,o in out)
+
+
+def test_a_file_gets_lines_within_a_long_epoch():
+    out = Timed()
+    class Wait(Callback):
+        def after_step(self, t):
+            before = len(out)
+            while t.step<4 and len(out)==before: time.sleep(.005)
+    out.t = changed(callbacks=[Wait(), Progress(out=out, quiet=.02)])
+    out.t.fit(epochs=1)
+    assert [o.split('  ')[0] for _,o in out[:4]]==['epoch 1/1']*4
+
+
+def test_a_resumed_fit_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
+    changed().fit(epochs=2, save=tmp_path/'checkpoints')
+    monkeypatch.setenv('MLSTACK_PROGRESS', 'yes')
+    changed().fit(epochs=2, save=tmp_path/'checkpoints', resume=True)
+    assert capsys.readouterr().out.splitlines()[0]=='already done: epoch 2 of 2'
+    changed().fit(epochs=3, save=tmp_path/'checkpoints', resume=True)
+    assert capsys.readouterr().out.splitlines()[0]=='going on from checkpoints/step-000000024, epoch 3 of 3'
+
+
+def test_ranks_are_told_their_common_batch():
+    class Two:
+        rank,world_size,device = 0,2,torch.device('cpu')
+        def wrap(self, model): return model
+        def no_sync(self, model): raise NotImplementedError
+        def sum(self, tensor): return tensor
+        def broadcast(self, model): pass
+        def barrier(self): pass
+    assert 'batch 8 x 2 ranks = 16 a step' in changed(parallel=Two()).explain()

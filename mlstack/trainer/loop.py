@@ -339,6 +339,18 @@ def _signals(self:Trainer, stop):
         for n,handler in before.items(): signal.signal(n, handler)
 
 @patch
+def _say(self:Trainer, text):
+    if self.parallel.rank==0 and settings().progress: print(text, flush=True)
+
+@patch
+def _say_resumed(self:Trainer):
+    "Where a resumed fit goes on, or that nothing is left of it."
+    left = (self.last_epoch is None or self.epoch<self.last_epoch) and (self.last_step is None or self.step<self.last_step or self._between)
+    of = lambda at,end: f'{at} of {end}' if end is not None else str(at)
+    place = lambda n: f'epoch {of(n,self.last_epoch)}' if self.last_epoch is not None else f'step {of(self.step,self.last_step)}'
+    self._say(f'going on from {self._from.parent.name}/{self._from.name}, {place(self.epoch+1)}' if left else f'already done: {place(self.epoch)}')
+
+@patch
 def _save_interrupted(self:Trainer):
     "After a Ctrl-C: a checkpoint of this step, if it is whole and not yet saved. Several ranks would wait for each other."
     if not (self._saving and self._whole and self.step>self._saved_at and self.parallel.world_size==1): return
@@ -361,11 +373,14 @@ def fit(self:Trainer,
     self.setup()
     self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0.)
     self._between,self.stopped,before = False,None,self.step
-    if self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None): self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
+    resumed = self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None)
+    if resumed: self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
     elif not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
     self._began_at,self._claim,self._saved_at = self.step, not self._newest, self.step
-    if self.stopped: return self # a callback had ended it
+    if self.stopped: # a callback had ended it
+        self._say(f'already done, ended in epoch {len(self.history)}: {self.stopped}')
+        return self
     self._aim(epochs, steps, time)
     if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
     self._differs = []
@@ -373,6 +388,7 @@ def fit(self:Trainer,
     self._bind(ctx)
     self.recorder.start(carry=self.at>0)
     try:
+        if resumed: self._say_resumed()
         with self._signals(ctx.stop):
             self.call('before_fit')
             self._epochs()
@@ -587,6 +603,7 @@ def _take(self:Trainer, path, parts):
     s,note = parts['training'],parts['manifest']
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
     _load_model(self.model, parts['model'], path)
+    self._from = Path(path).absolute()
     self._load_optimizer(s, path)
     self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['stopped']
     self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
@@ -642,6 +659,8 @@ def explain(self:Trainer) -> Sentences:
     if src is not None:
         self._why['data'] = f'order of seed {self.seed}, ' + {'Tensors':'data held whole, batched by indexing on the device','Loader':'a DataLoader whose order is keyed',
             'Batches':'batches in the order in which they come: resuming has to read up to its place'}.get(type(src).__name__, type(src).__name__)
+    size,ranks = self._plan()['batch_size'],self.parallel.world_size
+    if ranks>1 and size: self._why['batch'] = f'batch {size} x {ranks} ranks = {size*ranks} a step' if self.accumulate==1 else f'batch {size} x {ranks} ranks x {self.accumulate} = {size*ranks*self.accumulate} a step'
     if self.accumulate>1: self._why['accumulate'] = f'{self.accumulate} batches an update'
     if self.clip: self._why['clip'] = f'gradients clipped to norm {self.clip}, on the device'
     if self.schedule is not None: self._why['schedule'] = f'schedule {getattr(self.schedule,"__name__",self.schedule)}'
