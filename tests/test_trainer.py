@@ -638,3 +638,44 @@ def test_ranks_are_told_their_common_batch():
         def broadcast(self, model): pass
         def barrier(self): pass
     assert 'batch 8 x 2 ranks = 16 a step' in changed(parallel=Two()).explain()
+
+
+# A newcomer's mistakes
+
+class Frame:
+    def to_numpy(self): return np.ones((4,2))
+    def __iter__(self): return iter('ab')
+
+
+x,y = samples(8)
+@pytest.mark.parametrize('bad,says', [
+    (lambda: Data.from_tensors(x, y), r'write Data.from_tensors\(\(x,y\)\)'),
+    (lambda: Data.from_tensors((Frame(),y)), r'\.to_numpy\(\)'),
+    (lambda: Data(Frame()), r'\.to_numpy\(\)'),
+    (lambda: changed(lr='1e-3'), r"lr is '1e-3', a str.*lr=float\('1e-3'\)"),
+    (lambda: Trainer(tiny(), [(x,y)], nn.CrossEntropyLoss), r'class.*CrossEntropyLoss\(\)'),
+    (lambda: Trainer(tiny(), [(x,y)], 'mse'), "the loss is 'mse'.*cross_entropy"),
+    (lambda: Trainer(tiny(), [(x,y)]).fit(epochs=1), r'there is no loss, and the model does not take the whole batch \(float32\[8, 64\], int64\[8\]\)'),
+    (lambda: Trainer(tiny(), [x]).fit(epochs=1), 'give loss='),
+    (lambda: Trainer(tiny(), [(x,y)], F.cross_entropy, metrics=dict(acc=lambda out,y: out.argmax(1)==y)).fit(epochs=1), r"metric 'acc' returned bool\[8\]"),
+    (lambda: changed(metrics=dict(acc=lambda out,y: 'good')).fit(epochs=1), "metric 'acc' returned str"),
+    (lambda: changed().fit(epochs=1, resume='/nowhere/at/all'), 'nothing here to go on from'),
+])
+def test_a_newcomers_mistake_is_named(bad, says):
+    with pytest.raises((StepError,ValueError,RuntimeError), match='(?si)'+says): bad()
+
+
+def test_two_arrays_of_one_kind_are_training_and_validation():
+    assert Data.from_tensors(x, x.clone()).valid.n==8
+
+
+def test_a_type_error_within_the_model_is_left_alone():
+    class Broken(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(1))
+        def forward(self, x, y): return x+None
+    with pytest.raises(TypeError, match='NoneType'): Trainer(Broken(), [(x,y)]).fit(epochs=1)
+
+
+def test_predict_takes_numpys_float64():
+    t,wide = changed(),x.numpy().astype(np.float64)
+    for given in (wide, (wide,y.numpy()), (wide,y)): assert torch.equal(t.predict(given), t.predict(x))

@@ -17,8 +17,8 @@ import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
 from ..core import MlstackError, Stop, StopTraining, context, new_id, provider, settings
-from .data import Data, DataError, source
-from .step import (Single, checked, choose_precision, clipper, forward_for, in_precision, is_torch_scheduler, make_optimizer,
+from .data import Data, DataError, as_tensor, source
+from .step import (Single, check_values, checked, choose_precision, clipper, forward_for, in_precision, is_torch_scheduler, make_optimizer,
     make_step, move, on_device, params_of, scaler_for, schedule_for, size_of, split_target)
 from .callbacks import Callback, History, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, hook_names, hooks
 from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
@@ -38,6 +38,10 @@ def _check_metrics(metrics, step):
         if hasattr(f,'compute'): raise TrainerError(f'metric {k!r} keeps a state of its own, which is not supported yet', 'Trainer(metrics=)', 'give a function(output, target) that returns the mean over the batch')
         if not callable(f): raise TrainerError(f'metric {k!r} is a {type(f).__name__}', 'Trainer(metrics=)', 'give a function(output, target)')
     return metrics
+
+def _check_loss_function(loss):
+    if isinstance(loss,type): raise TrainerError(f'the loss {loss.__name__} is a class', 'Trainer(loss=)', f'give an instance: {loss.__name__}()')
+    if loss is not None and not callable(loss): raise TrainerError(f'the loss is {loss!r}' if isinstance(loss,str) else f'the loss is a {type(loss).__name__}', 'Trainer(loss=)', 'give the function itself, for instance torch.nn.functional.cross_entropy')
 
 def _resolve_parallel(parallel):
     if parallel is None: return Single()
@@ -74,6 +78,8 @@ class Trainer:
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
         if clip is not None and not (isinstance(clip,(int,float)) and clip>0): raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, or None')
         if run is not None and not callable(getattr(run,'log',None)): raise TrainerError(f'run is a {type(run).__name__}, which cannot log', 'Trainer(run=)', 'give an object with .log(metrics, step=)')
+        if not isinstance(lr,(int,float,torch.Tensor)) and lr is not None: raise TrainerError(f'lr is {lr!r}, a {type(lr).__name__}', 'Trainer(lr=)', f'give a number: lr=float({lr!r})' if isinstance(lr,str) else 'give a number')
+        _check_loss_function(loss)
         check_callbacks(callbacks)
         self.model,self.data = model, data if data is None or isinstance(data,Data) else Data(data)
         if opt is None and loss is None and self.data is not None and self.data.valid is not None:
@@ -441,7 +447,7 @@ def validate(self:Trainer,
             if forward is None: forward = self._forward(batch, self.metrics)
             loss,values = forward(self.model, batch)
             values = {'loss':loss, **values}
-            if not n: names = list(values)
+            if not n: names = list(values); check_values(values)
             size = size_of(batch)
             totals,n = totals + _numbers(values,names,self.device)*size, n+size
             if stop is not None and stop.reason is not None: raise StopTraining(stop.reason)
@@ -465,7 +471,8 @@ def _validation_source(self:Trainer, data):
 def _to_predict(self:Trainer, data):
     "Batches without their targets, as (positional, named)."
     takes = self.loss is not None or self.step_function is not None
-    if isinstance(data, np.ndarray): data = torch.from_numpy(data)
+    ready = lambda o: as_tensor(o) if isinstance(o,np.ndarray) else o # as Data.from_tensors does
+    data = {k: ready(v) for k,v in data.items()} if isinstance(data,dict) else tuple(map(ready,data)) if type(data) is tuple else ready(data)
     if isinstance(data, torch.Tensor):
         size = getattr(self.data and self.data.train,'batch_size',256)
         return (((b,),{}) for b in data.split(size))
@@ -628,6 +635,7 @@ def load(self:Trainer,
     "Take over everything a checkpoint holds; the next `fit` goes on from there."
     self.setup()
     path = Path(path)
+    if not path.exists() and not path.with_name(f'.{path.name}.old').exists(): raise CheckpointError('there is nothing here to go on from', str(path), 'give a folder that fit(save=FOLDER) has written, or one checkpoint in it')
     if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest()): self._take(*found)
     else: self._take(path, read_checkpoint(path))
     return self
