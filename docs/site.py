@@ -169,6 +169,7 @@ class Links:
         self.pages, self.where = {p.path: p for p in pages}, {}
         self.rooms = {(p.folder, p.title): p for p in pages if not p.front} | {('', p.title): p for p in pages if p.front}
         fronts = {p.folder: set(import_module(p.module).__all__) for p in pages if p.front and p.module}
+        self.dynamic = {p.folder: dynamic_names(p) for p in pages if p.front and p.module}
         for p in pages:
             p.public = fronts.get(p.folder, set()) if p.folder else set(p.symbols)
             for s in p.symbols:
@@ -180,7 +181,8 @@ class Links:
         found = self.where.get(name, {})
         mine = lambda p: p.folder == page.folder
         known = lambda p: name.split('.')[0] in p.public or name.split('.')[0] in (p.folder, 'mlstack')
-        for near in ([k for k, p in found.items() if p is page], [k for k, p in found.items() if mine(p)], [k for k, p in found.items() if known(p)]):
+        elsewhere = [] if name in self.dynamic.get(page.folder, ()) else [k for k, p in found.items() if known(p)]
+        for near in ([k for k, p in found.items() if p is page], [k for k, p in found.items() if mine(p)], elsewhere):
             if len(near) == 1: return near[0]
 
     def name(self, m, page):
@@ -204,6 +206,15 @@ class Links:
             res.append(line)
         return '\n'.join(res)
 
+def dynamic_names(page):
+    "Public names that the chapter's own `__getattr__` answers anew each time, such as the run that is open now."
+    module, res = import_module(page.module), set()
+    for name in getattr(module, '__all__', ()):
+        try: getattr(module, name)
+        except ImportError: continue # public_names says so
+        if name not in vars(module): res.add(name)
+    return res
+
 def public_names(page, links):
     "A front page ends with what its chapter makes public, wherever it is defined."
     module, rows = import_module(page.module), []
@@ -214,7 +225,8 @@ def public_names(page, links):
         home = getattr(obj, '__module__', None)
         to = anchor(home, name) if home and anchor(home, name) in links.where.get(name, {}) else links.find(name, page)
         room = links.where[name][to] if to else None
-        doc = room.symbols[name] if room else (getattr(obj, '__doc__', None) or '').strip().split('\n')[0]
+        said = module.__getattr__ if name in links.dynamic[page.folder] else obj
+        doc = room.symbols[name] if room else (getattr(said, '__doc__', None) or '').strip().split('\n')[0]
         rows.append(f'| {f"[`{name}`](#{to})" if to else f"`{name}`"} | {room.title if room else ""} | {doc.replace("|", chr(92) + "|")} |')
     return '## Public names\n\n| name | room | |\n|---|---|---|\n' + '\n'.join(rows) if rows else ''
 

@@ -7,14 +7,15 @@ DDP ranks, sweep agents and the local queue all start their processes here. `run
 # %% auto #0
 __all__ = ['Event', 'warm', 'send', 'ask', 'WorkerError', 'WorkerTimeout', 'Task', 'Pool', 'run']
 
-# %% ../nbs/01_workers.ipynb #104302a9
-import atexit, gc, linecache, os, pickle, queue, random, selectors, signal, socket, struct, subprocess, sys, threading, time, traceback
+# %% ../nbs/01_workers.ipynb #9d9a1c8a
+import atexit, fcntl, gc, linecache, os, pickle, queue, random, selectors, signal, socket, struct, subprocess, sys, tempfile, threading, time, traceback
 from collections import deque, namedtuple
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOBase
 from multiprocessing.connection import Connection, wait
 
-from .core import Context, MlstackError, Stop, StopTraining, context, new_id, set_process_context
+from .core import Context, MlstackError, Stop, StopTraining, after_call, context, new_id, set_process_context
 
 # %% ../nbs/01_workers.ipynb #3dcf2ec9
 _preload = 'torch', 'torch.distributed', 'torch._dynamo', 'cloudpickle' # without _dynamo each process pays for it in its first optimizer
@@ -106,8 +107,14 @@ def _serve(fd):
     gc.collect(); gc.freeze()
     _Server(fd).loop()
 
-# %% ../nbs/01_workers.ipynb #ef15b484
+# %% ../nbs/01_workers.ipynb #1c2920e3
 _mine = None # (pid of the process it belongs to, socket, Popen or None)
+_starting = threading.RLock()
+
+def _forked():
+    global _starting
+    _starting = threading.RLock() # a thread that is not here may have held it
+os.register_at_fork(after_in_child=_forked)
 
 def _start_server():
     ours,theirs = socket.socketpair()
@@ -121,10 +128,22 @@ def warm():
     "Start the server now, in the background, so that the first `run` does not wait for `import torch`."
     global _mine
     if os.name != 'posix': raise MlstackError('workers need fork', sys.platform, 'use Linux or macOS, on Windows WSL')
-    if _mine is None or _mine[0] != os.getpid() or (_mine[2] and _mine[2].poll() is not None): _mine = _start_server()
-    return _mine[1]
+    with _starting:
+        if _mine is None or _mine[0] != os.getpid() or (_mine[2] and _mine[2].poll() is not None): _mine = _start_server()
+        return _mine[1]
 
-# %% ../nbs/01_workers.ipynb #69edd23b
+def _request(fds):
+    "Ask the server for a worker with these ends; one that was killed is replaced."
+    global _mine
+    for last in (False,True):
+        sock = warm()
+        try: return socket.send_fds(sock, [b'f'], fds)
+        except OSError:
+            with _starting:
+                if last or _mine[1] is sock and not _mine[2]: raise MlstackError('the process that starts workers is gone', do='call again: a new one is started') from None
+                if _mine[1] is sock: _mine[2].kill(); _mine[2].wait(); _mine = None
+
+# %% ../nbs/01_workers.ipynb #8af1d2b1
 class _Output(TextIOBase):
     "`sys.stdout` of a worker: sends lines to the caller."
     encoding,errors = 'utf-8','replace'
@@ -141,10 +160,28 @@ class _Output(TextIOBase):
 
 class _Link:
     "A worker's connection to its caller."
-    def __init__(self, conn): self.conn,self.lock,self.inbox,self.replies,self.stop = conn,threading.Lock(),queue.SimpleQueue(),queue.SimpleQueue(),Stop()
+    def __init__(self, conn):
+        self.conn,self.lock,self.inbox = conn,threading.Lock(),queue.SimpleQueue()
+        self.pid,self.gate = os.getpid(),None
+        self.new_call()
+        os.register_at_fork(before=self.before_fork, after_in_parent=lambda: self.lock.release(), after_in_child=self.in_child)
+    def new_call(self): self.stop,self.asking,self.replies = Stop(),threading.Lock(),queue.SimpleQueue()
     def send(self, kind, value=None):
         data = _dumps((kind,value))
-        with self.lock: self.conn.send_bytes(data)
+        with self.lock:
+            if self.gate: fcntl.lockf(self.gate, fcntl.LOCK_EX)
+            try: self.conn.send_bytes(data)
+            finally:
+                if self.gate: fcntl.lockf(self.gate, fcntl.LOCK_UN)
+
+    def before_fork(self):
+        "What the function forks, such as a DataLoader's workers, prints through this connection too: from now on in turns."
+        self.lock.acquire()
+        if not self.gate: self.gate = tempfile.TemporaryFile()
+    def in_child(self):
+        self.lock,self.asking = threading.Lock(),threading.Lock()
+        for o in (sys.stdout,sys.stderr):
+            if isinstance(o,_Output): o.buf = [] # is printed by the parent
 
     def listen(self):
         try:
@@ -154,7 +191,9 @@ class _Link:
                 elif kind == 'reply':     self.replies.put(value)
                 elif kind == 'where':     self.send('where', _stack(threading.main_thread().ident))
                 elif kind == 'interrupt': os.kill(os.getpid(), signal.SIGINT)
-                else: self.inbox.put((kind,value))
+                else:
+                    if kind == 'call': self.new_call() # here, so that a stop that follows at once is not lost
+                    self.inbox.put((kind,value))
         except (EOFError,OSError): _end_group(os.getpid())
 
 def _stack(ident):
@@ -178,10 +217,13 @@ def send(obj):
 def ask(obj):
     "In a worker: send `obj` to the caller as an `ask` event and wait for what it answers with `Task.reply`."
     link = _need_link()
-    link.send('ask', obj)
-    return link.replies.get()
+    if os.getpid() != link.pid: raise MlstackError('a process that a worker forked cannot ask: the answer goes to the worker', do='ask in the worker itself')
+    replies = link.replies
+    with link.asking: # one question at a time, or two threads would get each other's answers
+        link.send('ask', obj)
+        return replies.get()
 
-# %% ../nbs/01_workers.ipynb #174786af
+# %% ../nbs/01_workers.ipynb #aa930436
 def _prepare(call, link):
     "Make this process what the caller was when it called: variables, folder, import path, context, threads."
     os.environ.clear(); os.environ.update(call['env'])
@@ -189,10 +231,24 @@ def _prepare(call, link):
     except OSError: pass
     sys.path[:] = call['path']
     sys.argv[:] = call['argv']
-    link.stop = Stop()
     set_process_context(Context(**call['context'], stop=link.stop, link=link))
     for name,lines in call['cells'].items(): linecache.cache[name] = sum(map(len,lines)),None,lines,name
-    if (torch := sys.modules.get('torch')) and call['threads']: torch.set_num_threads(call['threads'])
+    sys.stdout,sys.stderr = link.out
+    signal.signal(signal.SIGINT, signal.default_int_handler); signal.setitimer(signal.ITIMER_REAL, 0)
+    random.seed()
+    if np := sys.modules.get('numpy'): np.random.seed()
+    for setter,value in link.habits: setter(value)
+    if torch := sys.modules.get('torch'):
+        torch.default_generator.seed()
+        if torch.cuda.is_initialized(): torch.cuda.seed_all()
+        if call['threads']: torch.set_num_threads(call['threads'])
+
+def _torch_habits():
+    "Settings of torch that a function may have changed, as pairs of setter and value at the worker's start."
+    if not (torch := sys.modules.get('torch')): return []
+    return [(torch.set_grad_enabled, torch.is_grad_enabled()), (torch.set_default_dtype, torch.get_default_dtype()), (torch.set_default_device, None),
+        (torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()), (torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()),
+        (torch.autograd.set_detect_anomaly, torch.is_anomaly_enabled())]
 
 def _failure(e):
     tb = e.__traceback__
@@ -202,11 +258,22 @@ def _failure(e):
     except Exception: exc = None
     return dict(text=text, exc=exc, what=f'{type(e).__name__}: {e}'.strip().rstrip(':.'), time=time.monotonic())
 
+@contextmanager
+def _tidied():
+    "What the function leaves open is finished when it ends, with its error, and not by whatever comes next on this worker."
+    pid,error = os.getpid(),None
+    try: yield
+    except BaseException as e:
+        error = e
+        raise
+    finally:
+        for finish in after_call if os.getpid()==pid else (): finish(error)
+
 def _perform(call, link):
     try:
         _prepare(call, link)
         fn,args,kwargs = pickle.loads(call['payload'])
-        value = fn(*args, **kwargs)
+        with _tidied(): value = fn(*args, **kwargs)
         try: data = _dumps(value)
         except Exception as e:
             raise MlstackError(f'the result, a {type(value).__name__}, cannot be sent to the caller: {e}', do='return plain values, arrays or tensors') from None
@@ -223,17 +290,17 @@ def _work(conn, server):
     for s in (signal.SIGINT,signal.SIGCHLD): signal.signal(s, signal.default_int_handler if s==signal.SIGINT else signal.SIG_DFL)
     atexit._clear() # what the server's imports registered is not ours to run
     _mine,link = (os.getpid(),server,None),_Link(conn)
-    random.seed()
-    if np := sys.modules.get('numpy'): np.random.seed()
-    sys.stdout,sys.stderr = _Output(link,'stdout'),_Output(link,'stderr')
+    link.out,link.habits = (_Output(link,'stdout'),_Output(link,'stderr')),_torch_habits()
+    sys.stdout,sys.stderr = link.out
     threading.Thread(target=link.listen, daemon=True, name='mlstack-worker').start()
     link.send('up', os.getpid())
     while True:
         kind,call = link.inbox.get()
         if kind == 'exit': break
         res = _perform(call, link)
+        if os.getpid() != link.pid: os._exit(res[0]!='done') # the function has forked, and this is the child's return
         try:
-            sys.stdout.flush(); sys.stderr.flush()
+            for o in link.out: o.flush()
             link.send(*res)
         except KeyboardInterrupt: pass # it came too late to interrupt anything
     from multiprocessing.util import _exit_function
@@ -247,7 +314,7 @@ def _die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     except (OSError,AttributeError,ImportError): pass
 
-# %% ../nbs/01_workers.ipynb #62b821d3
+# %% ../nbs/01_workers.ipynb #d5db04b2
 class WorkerError(MlstackError):
     "A worker failed or died: `.index` its number, `.exitcode`, `.remote` the text of its traceback, `__cause__` the exception itself where it can be sent."
     index,exitcode,remote,time = None,None,'',0.
@@ -262,7 +329,8 @@ def _fill(e, **kw):
 
 def _failed(index, f):
     e = _fill(WorkerError(f"worker {index} failed: {f['what']}"), index=index, remote=f['text'], time=f['time'])
-    if f['exc']: e.__cause__ = pickle.loads(f['exc'])
+    try: e.__cause__ = pickle.loads(f['exc']) if f['exc'] else None
+    except Exception: pass # its class is known only there; the text says it all
     return e
 
 def _died(index, code):
@@ -274,30 +342,37 @@ def _died(index, code):
     else: what,do = f'ended itself with exit code {code}','look for os._exit in what it calls'
     return _fill(WorkerError(f'worker {index} {what}', do=do), index=index, exitcode=code, time=time.monotonic())
 
-# %% ../nbs/01_workers.ipynb #b86d3464
+# %% ../nbs/01_workers.ipynb #b5e4f10a
 Event = namedtuple('Event', 'kind task value')
 
 class _Worker:
     "One worker process as its caller sees it."
     def __init__(self, index):
-        server = warm()
         ours,theirs = socket.socketpair()
         self.status,status = os.pipe()
-        try: socket.send_fds(server, [b'f'], [theirs.fileno(),status])
-        except OSError: raise MlstackError('the process that starts workers is gone', do='call again: a new one is started') from None
+        try: _request([theirs.fileno(),status])
         finally: theirs.close(); os.close(status)
-        self.index,self.conn,self.pid,self.task,self.where = index,Connection(ours.detach()),None,None,None
+        self.index,self.conn,self.lock,self.pid,self.task,self.where,self.wrong = index,Connection(ours.detach()),threading.Lock(),None,None,None,None
     def send(self, kind, value=None):
-        try: self.conn.send_bytes(_dumps((kind,value)))
+        data = _dumps((kind,value))
+        try:
+            with self.lock: self.conn.send_bytes(data) # a large message is several writes
         except OSError: pass # it is dying: its status says so in a moment
+    def hang_up(self):
+        "It ends when it finds nobody there. Not a close: another thread may be waiting for this connection."
+        try:
+            with socket.socket(fileno=os.dup(self.conn.fileno())) as s: s.shutdown(socket.SHUT_RDWR)
+        except OSError: pass # closed already
     def exitcode(self):
         data = os.read(self.status, 4)
         return struct.unpack('<i', data)[0] if len(data)==4 else None
     def kill(self):
         if self.pid: _end_group(self.pid)
-        else: self.conn.close() # not up yet: it ends when it finds nobody there
+        else: self.hang_up() # not up yet
     def close(self):
-        self.conn.close(); os.close(self.status)
+        self.hang_up() # whoever is sending gets an error now
+        with self.lock: self.conn.close()
+        os.close(self.status)
 
 class Task:
     "One call in a pool. `state`: waiting, running, done, failed, died, stopped or cancelled."
@@ -318,13 +393,14 @@ class Task:
         self.pool._stop(self, reason)
     def kill(self):
         "End its process, with everything it started."
-        if self.worker: self.worker.kill()
-        else: self.stop('killed')
+        with self.pool._lock: # or its worker may have another task by now
+            if self.worker: self.worker.kill()
+            else: self.stop('killed')
     def reply(self, value=None):
         "Answer the `ask` of the function."
-        if self.worker: self.worker.send('reply', value)
+        if w := self.worker: w.send('reply', value)
 
-# %% ../nbs/01_workers.ipynb #53adc393
+# %% ../nbs/01_workers.ipynb #04c07e1d
 def _cells(*fns):
     "Source lines of functions and of those they name, where they live in notebook cells: tracebacks can show them."
     code = lambda o: getattr(o, '__code__', None)
@@ -342,7 +418,7 @@ class Pool:
         if n < 1: raise MlstackError(f'a pool of {n} workers', do='ask for one or more')
         self.threads,self.output,self.env = threads,output,env or {}
         self._lock,self._waiting,self._events,self._closing = threading.RLock(),deque(),queue.SimpleQueue(),False
-        self._open = 0 # tasks not ended yet
+        self._open,self._dead = 0,False # tasks not ended yet; whether no process can be had any more
         self._r,self._w = os.pipe()
         self._workers = [_Worker(i) for i in range(n)]
         self._thread = threading.Thread(target=self._pump, daemon=True, name='mlstack-pool')
@@ -365,6 +441,7 @@ class Pool:
         task = Task(self, new_id(), call)
         with self._lock:
             if self._closing: raise MlstackError('this pool is closed', do='make a new one')
+            if self._dead: raise MlstackError('this pool has no process left', do='look above for what its server printed, and make a new one')
             self._open += 1
             self._waiting.append(task)
             self._assign()
@@ -386,8 +463,8 @@ class Pool:
         with self._lock:
             task.state,task.worker.task = state,None
             task.worker = None
+            self._emit(state, task, value)
             self._open -= 1
-        self._emit(state, task, value)
         task._end.set()
 
     def _stop(self, task, reason):
@@ -402,7 +479,7 @@ class Pool:
                 task.reason = reason
                 task.worker.send('stop', reason)
 
-# %% ../nbs/01_workers.ipynb #1e962813
+# %% ../nbs/01_workers.ipynb #2a7d5fa2
 from fastcore.basics import patch
 
 @patch
@@ -421,11 +498,16 @@ def _pump(self:Pool):
 
 @patch
 def _read(self:Pool, w) -> bool: # whether there may be more
-    try: kind,value = pickle.loads(w.conn.recv_bytes())
+    try: data = w.conn.recv_bytes()
     except (EOFError,OSError):
         w.conn.close()
         return False
     t = w.task
+    try: kind,value = pickle.loads(data)
+    except Exception as e: # what was sent can be read only there, or its writer was cut off in the middle
+        w.wrong = _fill(WorkerError(f'worker {w.index} sent what cannot be read here: {type(e).__name__}: {e}', do='send plain values, arrays or tensors'), index=w.index, time=time.monotonic())
+        w.kill() # its task ends when it is gone
+        return False
     if   kind == 'up': w.pid = value
     elif kind == 'where': w.where = value
     elif t is None: pass
@@ -447,23 +529,26 @@ def _lost(self:Pool, w, code):
     if code is None: w.kill() # the server is gone and cannot end what the worker started
     w.close()
     if w.task:
-        w.task.error = e = _died(w.index, code)
-        self._finish(w.task, 'died', e)
+        w.task.error = e = w.wrong or _died(w.index, code)
+        self._finish(w.task, 'failed' if w.wrong else 'died', e)
     with self._lock:
-        if not self._closing and code is not None:
-            self._workers.append(_Worker(w.index))
+        if not self._closing and (code is not None or w.pid): # a server that died before its worker was up would die again
+            try: self._workers.append(_Worker(w.index))
+            except (OSError,MlstackError): pass
             self._assign()
-        elif not self._workers:
+        if not self._workers:
+            self._dead = True
             for t in [*self._waiting]: self._stop(t, 'the pool has no process left')
 
-# %% ../nbs/01_workers.ipynb #cecc3525
+# %% ../nbs/01_workers.ipynb #fd79c2ec
 @patch
 def events(self:Pool,
     timeout=None # seconds without an event after which to return; None: wait
 ):
     "What happens, in order, as `Event(kind, task, value)`; ends when every task has ended and been told."
     while True:
-        try: e = self._events.get(block=self._open>0 or not self._events.empty(), timeout=timeout)
+        with self._lock: more = self._open>0 or not self._events.empty()
+        try: e = self._events.get(block=more, timeout=timeout)
         except queue.Empty: return
         yield e
 
@@ -509,7 +594,7 @@ def __enter__(self:Pool): return self
 @patch
 def __exit__(self:Pool, typ, *_): self.close(grace=5. if typ is None else 2., interrupt=typ is not None)
 
-# %% ../nbs/01_workers.ipynb #ab5b4cf8
+# %% ../nbs/01_workers.ipynb #dba872e9
 class _Printer:
     "Prints what workers print: the first one's as it is, or all with the worker's number before each line."
     def __init__(self, which): self.which,self.part = which,{}
@@ -521,6 +606,9 @@ class _Printer:
         *lines,rest = (self.part.pop((index,name),'')+text).split('\n')
         self.part[index,name] = rest
         for o in lines: print(f'[{index}] {o}', file=file, flush=True)
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        for (index,name),text in [*self.part.items()]: text and self(index, name, '\n') # last lines without an end
 
 def _first_failure(pool, failed):
     "The earliest of the failures that are known a moment after the first."
@@ -543,8 +631,8 @@ def run(
     if nprocs < 1: raise MlstackError(f'nprocs={nprocs}', 'workers.run', 'ask for one process or more')
     contexts = contexts or [dict(rank=i, local_rank=i, world_size=nprocs) for i in range(nprocs)]
     envs = env if isinstance(env,(list,tuple)) else [env]*nprocs
-    show,stop,told,end = _Printer(output),context().stop,False,None if timeout is None else time.monotonic()+timeout
-    with Pool(nprocs, threads=threads, output='none' if output=='none' else 'all') as pool:
+    stop,told,end = context().stop,False,None if timeout is None else time.monotonic()+timeout
+    with _Printer(output) as show, Pool(nprocs, threads=threads, output='none' if output=='none' else 'all') as pool:
         tasks = [pool.submit(fn, *args, context=c, env=e, **kwargs) for c,e in zip(contexts,envs,strict=True)]
         index = {t.id:i for i,t in enumerate(tasks)}
         while not all(t._end.is_set() for t in tasks) or not pool._events.empty():

@@ -115,3 +115,31 @@ def test_nccl():
         import torch.distributed as dist
         return dist.get_backend(), torch.cuda.current_device()
     assert launch(work, nprocs=2) == [('nccl',0),('nccl',1)]
+
+
+def test_runs_left_open_in_ranks_end_with_what_happened(tmp_path, monkeypatch):
+    import mlstack.tracking as track
+    monkeypatch.setenv('MLSTACK_RUNS', str(tmp_path))
+    def work(fail):
+        track.init(project='ends', name='failed' if fail else 'fine').log({'a': 1})
+        if fail: raise ValueError('the reason')
+    launch(work, False, nprocs=2)
+    with pytest.raises(workers.WorkerError): launch(work, True, nprocs=2)
+    ends = {r.name: (r.state, r.error) for r in track.runs(project='ends', dir=tmp_path)}
+    assert ends == {'fine': ('finished', ''), 'failed': ('failed', 'ValueError: the reason')}
+
+
+def test_another_name_or_project_is_another_run_shared_by_the_ranks(tmp_path, monkeypatch):
+    import mlstack.tracking as track
+    monkeypatch.setenv('MLSTACK_RUNS', str(tmp_path))
+    def work(**kw):
+        with track.init(**kw) as run: run.log({f'rank{context().rank}': 1.})
+        return run.id
+    with track.init(project='mine', name='caller', config=dict(lr=1)) as run:
+        joined = launch(work, nprocs=2)
+        other = launch(work, nprocs=2, project='other', config=dict(lr=.5))
+        named = launch(work, nprocs=2, name='ddp')
+    assert joined == [run.id]*2
+    assert len(set(other)) == len(set(named)) == 1 and len({run.id, other[0], named[0]}) == 3
+    (r,) = track.runs(project='other', dir=tmp_path)
+    assert r.config['lr'] == .5 and r.facts.meta['parent'] == run.id and r.summary['rank0'] == r.summary['rank1'] == 1.

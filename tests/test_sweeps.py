@@ -265,6 +265,32 @@ def test_target_ends_a_sweep(tmp_path):
     assert s.ask() is None and 'target' in s.over and s.best is t
 
 
+def test_a_stop_at_the_last_report_comes_too_late(tmp_path):
+    s = Sweep(GOOD+'early_terminate: {type: hyperband, min_iter: 1, strict: true}', runs_dir=tmp_path) # bands 1, 3, 9
+    def go(*values, told=None):
+        t = s.ask()
+        for k,v in enumerate(values): s.report(t, k, v)
+        s.tell(t, told)
+        return t
+    assert go(.5,.4,.3).state=='DONE'
+    assert go(.9).state=='PRUNED'
+    late = go(.5,.4,.9)
+    assert (late.state,late.value)==('DONE',.4) and 'worse than' in late.why and late.why in s.explain(late)
+    assert go(.4,.3,.2,.1).state=='DONE' # now three reports are not all
+    assert go(.4,.3,.9).state=='PRUNED'
+    s.close()
+    assert [t.state for t in Sweep(resume=s.id, runs_dir=tmp_path).trials]==['DONE','PRUNED','DONE','DONE','PRUNED']
+
+
+def test_notes_are_printed_once(tmp_path, capsys):
+    spec = dict(method='random', metric=dict(name='once'), early_terminate=dict(type='hyperband', min_iter=7), parameters=dict(once=dict(min=0., max=1.)))
+    import mlstack.sweeps.coordinator as coordinator
+    coordinator._noted.clear()
+    for _ in range(2): Sweep(spec, runs_dir=tmp_path)
+    out = capsys.readouterr().out
+    assert out.count('strict is not given')==1 and 'write strict: true' in out
+
+
 def test_bayes_resumed_asks_what_it_would_have_asked(tmp_path):
     spec = GOOD.replace('method: random','method: bayes')
     def go(s, n):
@@ -392,7 +418,7 @@ def test_interrupted_sweep_leaves_nothing_behind_and_goes_on(tmp_path):
     children = psutil.Process(p.pid).children(recursive=True)
     p.send_signal(signal.SIGINT)
     out,err = p.communicate(timeout=60)
-    assert 'KeyboardInterrupt' in err and 'go on with resume=' in out
+    assert err.count('Traceback')==1 and err.rstrip().endswith('KeyboardInterrupt') and 'agents.loop' not in err and 'go on with resume=' in out, err
     psutil.wait_procs(children, timeout=10)
     assert not [c for c in children if c.is_running() and c.status()!=psutil.STATUS_ZOMBIE]
     p = run_script(tmp_path, SWEEP.replace('WORKERS','2'))
@@ -404,8 +430,44 @@ def test_broken_function_stops_the_sweep_and_says_why(tmp_path):
     s = Sweep(GOOD, runs_dir=tmp_path)
     with pytest.raises(SweepError, match="KeyError: 'nope'"): s.run(lambda c: c['nope'], progress=False)
     assert len(ended(s))==3
+    s.close()
+    s = Sweep(GOOD, resume=True, runs_dir=tmp_path)
+    for t in (t for t in s.trials if t.state=='FAILED'): assert t.error.startswith('Traceback') and "c['nope']" in t.error and t.error.rstrip() in s.explain(t)
     s.run(lambda c: c['lr'], progress=False) # mended: the same sweep goes on
     assert len(ended(s))==8 and sum(t.state=='DONE' for t in s.trials)==5
+
+
+def test_a_wrong_metric_name_stops_the_sweep_after_one_trial(tmp_path):
+    def train(config):
+        import mlstack.tracking as track
+        track.log(dict(loss=1, val=dict(acc=.5)), step=0)
+        return dict(val_acc=.5)
+    spec = dict(method='random', run_cap=6, metric=dict(name='val_accuracy'), parameters=dict(lr=dict(min=0., max=1.)))
+    s = Sweep(spec, runs_dir=tmp_path)
+    with pytest.raises(SweepError, match='logged were loss, val.acc, val_acc; did you mean val_acc') as e: s.run(train, workers=1, progress=False)
+    assert 'resume=' in str(e.value) and len(ended(s))==1 and s.trials[0].state=='FAILED'
+    s.run(lambda c: c['lr'], progress=False) # mended: the same sweep goes on
+    assert len(ended(s))==6 and sum(t.state=='DONE' for t in s.trials)==5
+
+
+def test_a_metric_that_is_only_nan_stops_nothing(tmp_path):
+    def train(config):
+        import mlstack.tracking as track
+        track.log(loss=config['x'])
+    spec = dict(method='grid', metric=dict(name='loss'), parameters=dict(x=dict(values=['nan',1.])))
+    s = Sweep(spec, runs_dir=tmp_path).run(lambda c: train(dict(x=float(c['x']))), workers=1, progress=False)
+    assert [t.state for t in s.trials]==['FAILED','DONE'] and 'never as a finite number' in s.trials[0].why
+
+
+@pytest.mark.parametrize('n', [1,2])
+def test_few_trials_that_all_fail_are_an_error(tmp_path, capsys, n):
+    def deeper(config): return config['learning_rate']
+    s = Sweep(dict(method='grid', metric=dict(name='loss'), parameters=dict(lr=dict(values=[.1,.2][:n]))), runs_dir=tmp_path)
+    with pytest.raises(SweepError, match="with: KeyError: 'learning_rate'") as e: s.run(lambda c: deeper(c), progress=True)
+    assert 'in deeper' in str(e.value) and e.value.remote in [t.error for t in s.trials] and isinstance(e.value.__cause__, KeyError)
+    out = capsys.readouterr().out
+    assert out.count('Traceback')==1 and 'in deeper' in out and ' failed:' in out
+    if n==1: assert 'the only trial failed' in str(e.value)
 
 
 def test_metric_that_is_never_logged_and_values_that_are_no_numbers(tmp_path):
@@ -431,6 +493,20 @@ def test_run_refuses_what_cannot_work(tmp_path):
         with pytest.raises(MlstackError, match=word): s.run(**(dict(train=lambda c: 1.)|kw))
 
 
+def test_a_notebook_shows_the_table_once(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    cells = [f"from mlstack.sweeps import Sweep\ns = Sweep({GOOD.replace('random','bayes')!r}, runs_dir='runs')\ns.run(lambda c: c['lr'], workers=1, count=6)", 's']
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
+    NotebookClient(nb, timeout=120, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    run,later = (c.outputs for c in nb.cells)
+    live,result = (next(o for o in run if o.output_type==kind) for kind in ('display_data','execute_result'))
+    assert 'monospace' in live.data['text/html'] and '6/6 trials' in live.data['text/html'] and 'starting' not in live.data['text/html']
+    assert '<table' not in result.data['text/html'] and result.data['text/html'].count('\n')==0
+    assert '<table' in later[0].data['text/html']
+    assert not [o for o in run if o.get('name')=='stderr']
+
+
 def test_live_table_in_a_terminal(tmp_path):
     import pty
     master,slave = pty.openpty()
@@ -445,4 +521,40 @@ def test_live_table_in_a_terminal(tmp_path):
         text += data
     os.close(master)
     assert p.wait(60)==0, text.decode()[-2000:]
-    for word in ('state','PRUNED','is worse than','8/8 trials','█'): assert word in text.decode(), word
+    for word in ('state','PRUNED','is worse than','8/8 trials','█','workers are starting'): assert word in text.decode(), word
+
+
+def test_a_sweep_outlives_the_server_of_its_workers(tmp_path):
+    p = run_script(tmp_path, '''
+        import os, signal, time
+        from pathlib import Path
+        from mlstack import workers
+        from mlstack.core import context
+        from mlstack.sweeps import Sweep
+        def train(config):
+            Path(f'began-{context().trial}').touch()
+            if context().attempt==0 and context().trial in '01': time.sleep(60)
+            return config['a']
+        import threading
+        def kill():
+            while not (Path('began-0').exists() and Path('began-1').exists()): time.sleep(.02)
+            os.kill(workers._mine[2].pid, signal.SIGKILL)
+        threading.Thread(target=kill, daemon=True).start()
+        s = Sweep(dict(method='grid', parameters=dict(a=dict(values=[0,1,2,3]))), runs_dir='runs').run(train, workers=2, progress=False)
+        print([(t.state,t.attempt,t.value) for t in s.trials])
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert "[('DONE', 1, 0), ('DONE', 1, 1), ('DONE', 0, 2), ('DONE', 0, 3)]" in out, out+err
+
+
+def test_a_process_that_a_trial_forks_may_log(tmp_path):
+    def train(config):
+        import mlstack.tracking as track
+        pid = os.fork()
+        if pid==0:
+            track.log(loss=5.)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        track.log(loss=1.)
+    s = Sweep(GOOD, runs_dir=tmp_path).run(train, count=1, progress=False)
+    assert [v for _,v in s.trials[0].reports]==[1.]

@@ -21,7 +21,7 @@ from mlstack import workers
 from mlstack.core import StopTraining, context, use
 from tests import house
 from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, Progress, StepError, StopEpoch, SkipStep, Trainer
-from mlstack.trainer.checkpoints import read_checkpoint
+from mlstack.trainer.checkpoints import CheckpointError, read_checkpoint
 from mlstack.trainer.data import Loader, Tensors
 
 
@@ -456,6 +456,77 @@ def test_one_rank_is_asked_and_all_stop_in_the_same_step(tmp_path, stop_rank):
 def test_the_front_page_is_cheap_and_tracking_is_not_known():
     code = 'import sys, mlstack.trainer; a = "torch" in sys.modules; import mlstack.trainer.loop; print(a, any(m.startswith("mlstack.tracking") for m in sys.modules), "IPython" in sys.modules)'
     assert subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, check=True).stdout.split()==['False']*3
+
+
+def test_numbers_of_numpy_are_kept_as_plain_ones_and_other_things_refused_when_saving(tmp_path):
+    def job(**kw):
+        x = torch.ones(16,2)
+        return Trainer(nn.Linear(2,1), Data.from_tensors((x,x[:,:1]), batch_size=8), nn.functional.mse_loss, **({'lr': np.float64(.01), 'schedule': lambda done: np.cos(done)} | kw))
+    job().fit(epochs=1, save=tmp_path/'a')
+    assert job().fit(epochs=2, save=tmp_path/'a', resume=True).epoch == 2
+    class Keeper(Callback):
+        def state_dict(self): return dict(folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r'PosixPath cannot be kept .*callbacks.folder'): job(callbacks=[Keeper()]).fit(epochs=1, save=tmp_path/'b')
+
+
+def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
+    def job(lr):
+        x = torch.ones(16,2)
+        return Trainer(nn.Linear(2,1), Data.from_tensors((x,x[:,:1]), batch_size=8), nn.functional.mse_loss, lr=lr)
+    job(.1).fit(epochs=5, save=tmp_path)
+    second = job(.2).fit(epochs=1, save=tmp_path)
+    assert job(.2).load(tmp_path).step == second.step == 2
+
+
+def _simple(seed=0, epochs=1, **kw):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(32, 2, generator=g)
+    torch.manual_seed(seed)
+    return Trainer(nn.Linear(2,1), Data.from_tensors((x,x[:,:1]), batch_size=8), nn.functional.mse_loss, **kw)
+
+
+def test_a_second_fit_goes_on_also_where_the_first_resumed(tmp_path):
+    t = _simple()
+    for _ in range(2): t.fit(epochs=1, save=tmp_path/'a', resume=True)
+    assert t.epoch == 2
+    with use(checkpoints=str(tmp_path/'b'), attempt=0):
+        straight = _simple()
+        straight.fit(epochs=1); straight.fit(epochs=2)
+    for steps in (1,6):
+        folder = Checkpoints(tmp_path/f'c{steps}', every=2)
+        class Cut(Callback):
+            def after_step(self, t, steps=steps):
+                if t.step == steps+1: raise KeyboardInterrupt
+        t = _simple(callbacks=[Cut()])
+        with pytest.raises(KeyboardInterrupt):
+            for n in (1,2): t.fit(epochs=n, save=folder, resume=True)
+        t = _simple()
+        for n in (1,2): t.fit(epochs=n, save=folder, resume=True)
+        assert t.epoch == 3 and torch.equal(t.model.weight, straight.model.weight)
+
+
+def test_trainers_of_one_call_do_not_take_over_each_others_checkpoints(tmp_path):
+    def folds(n): return [_simple(seed=k).fit(epochs=k+1).model.weight.detach().clone() for k in range(n)]
+    straight = folds(3)
+    with use(checkpoints=str(tmp_path), attempt=0): folds(2)
+    with use(checkpoints=str(tmp_path), attempt=1): again = folds(3)
+    for a,b in zip(straight, again): assert torch.equal(a, b)
+
+
+def test_a_checkpoint_made_before_any_fit_can_be_resumed(tmp_path):
+    assert _simple().fit(epochs=1, resume=_simple().save(tmp_path/'early')).epoch == 1
+
+
+class _Noisy(Dataset):
+    def __len__(self): return 32
+    def __getitem__(self, i): return torch.randn(2), torch.ones(1)*i
+
+
+def test_resuming_does_not_claim_what_loader_workers_cannot_give(tmp_path):
+    def job(): return Trainer(nn.Linear(2,1), DataLoader(_Noisy(), batch_size=8, shuffle=True, num_workers=1), nn.functional.mse_loss)
+    job().fit(steps=2, save=Checkpoints(tmp_path, every=2))
+    t = job().fit(epochs=1, save=Checkpoints(tmp_path, every=2), resume=True)
+    assert "unless the loader's workers draw" in t._why['resume']
 
 
 # Resuming what was changed meanwhile

@@ -213,3 +213,192 @@ def test_messages_come_in_order():
     workers.run(talk, on_message=lambda i,m: got.append(m))
     assert got == list(range(2000))
     assert json.dumps(got)
+
+
+def test_what_can_be_read_only_in_the_worker_ends_its_task_and_not_the_pool(tmp_path):
+    def message():
+        class Unreadable:
+            def __reduce__(self): return eval, ("__import__('os').environ['ONLY_THERE']",)
+        os.environ['ONLY_THERE'] = '1'
+        workers.send(Unreadable())
+        time.sleep(60)
+    def error():
+        (tmp_path/'only_there.py').write_text('class Strange(Exception): pass')
+        sys.path.insert(0, str(tmp_path))
+        raise __import__('only_there').Strange('a cause')
+    with workers.Pool(1) as pool:
+        with pytest.raises(workers.WorkerError, match='cannot be read here: KeyError'): pool.submit(message).result(30)
+        with pytest.raises(workers.WorkerError, match='Strange: a cause'): pool.submit(error).result(30)
+        assert pool.submit(lambda: 5).result(30) == 5
+
+
+def test_a_stop_that_follows_at_once_is_not_lost():
+    def work():
+        for _ in range(300): context().stop.check(); time.sleep(.01)
+    with workers.Pool(1) as pool:
+        pool.submit(os.getpid).result()
+        for _ in range(20):
+            task = pool.submit(work)
+            task.stop('enough')
+            with pytest.raises(StopTraining, match='enough'): task.result(2)
+
+
+def test_threads_that_ask_get_their_own_answers_and_no_old_one():
+    def work(leave):
+        if leave:
+            threading.Thread(target=workers.ask, args=('left',), daemon=True).start()
+            return time.sleep(.1)
+        out = {}
+        def one(i): out[i] = [workers.ask((i,k)) for k in range(50)]
+        several = [threading.Thread(target=one, args=(i,)) for i in range(4)]
+        for t in several: t.start()
+        for t in several: t.join()
+        return all(v == [(i,k) for k in range(50)] for i,v in out.items())
+    with workers.Pool(1) as pool:
+        left = pool.submit(work, True)
+        task = pool.submit(work, False)
+        for e in pool.events():
+            if e.kind == 'ask' and e.task is left: time.sleep(.2)
+            if e.kind == 'ask': e.task.reply(e.value)
+        assert task.result() is True
+
+
+def test_the_first_pools_of_several_threads_share_one_server(tmp_path):
+    p = script(tmp_path, '''
+        import os, threading
+        from mlstack.workers import run
+        out = []
+        threads = [threading.Thread(target=lambda: out.extend(run(os.getppid))) for _ in range(6)]
+        for t in threads: t.start()
+        for t in threads: t.join()
+        print(len(out), len(set(out)))
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert out.strip() == '6 1', err
+
+
+def test_a_pool_outlives_its_server(tmp_path):
+    p = script(tmp_path, '''
+        import os, signal, time
+        from mlstack import workers
+        with workers.Pool(2) as pool:
+            busy = [pool.submit(time.sleep, 60) for _ in range(2)]
+            while not all(t.pid for t in busy): time.sleep(.01)
+            os.kill(workers._mine[2].pid, signal.SIGKILL)
+            print([(t.wait(30), t.state) for t in busy])
+            print([pool.submit(lambda: 5).result(30) for _ in range(3)])
+    ''')
+    out,err = p.communicate(timeout=120)
+    assert out.splitlines() == ["[(True, 'died'), (True, 'died')]", '[5, 5, 5]'], err
+
+
+def test_a_pool_that_cannot_have_a_process_says_so(tmp_path):
+    p = script(tmp_path, '''
+        import sys
+        from mlstack import workers
+        sys.executable = '/bin/false'
+        with workers.Pool(1) as pool:
+            try: print(pool.submit(lambda: 5).result(20))
+            except Exception as e: print(e)
+            try: print(pool.submit(lambda: 5).result(20))
+            except Exception as e: print(e)
+    ''')
+    out,err = p.communicate(timeout=60)
+    assert 'lost its server process' in out or 'no process left' in out, out+err
+
+
+def test_kill_of_a_task_whose_worker_is_not_up_yet():
+    for i in range(8):
+        with workers.Pool(1) as pool:
+            task = pool.submit(time.sleep, 3600)
+            time.sleep(.001*i)
+            task.kill()
+            assert task.wait(10) and task.state == 'died'
+            assert pool.submit(lambda: 5).result(10) == 5
+
+
+def test_loader_workers_that_print_while_large_messages_go():
+    def work():
+        from torch.utils.data import DataLoader
+        class Loud(list):
+            def __getitem__(self, i): print('item', i); return i
+        for _ in DataLoader(Loud(range(600)), batch_size=10, num_workers=2): workers.send(b'x'*200_000)
+        return 'all'
+    seen = []
+    assert workers.run(work, timeout=60, output=lambda i,name,text: seen.append(text)) == ['all']
+    assert sorted(''.join(seen).split()) == sorted(' '.join(f'item {i}' for i in range(600)).split())
+
+
+def test_the_return_of_a_forked_child_is_not_the_workers():
+    def work():
+        pid = os.fork()
+        if pid == 0: return 'child'
+        time.sleep(.2)
+        os.waitpid(pid, 0)
+        return 'parent'
+    assert workers.run(work, timeout=30) == ['parent']
+
+
+def test_a_forked_child_cannot_ask():
+    def work():
+        r,w = os.pipe()
+        if os.fork() == 0:
+            try: workers.ask('anything')
+            except MlstackError as e: os.write(w, str(e).encode())
+            os._exit(0)
+        return os.read(r, 1000).decode()
+    assert 'cannot ask' in workers.run(work, timeout=30)[0]
+
+
+def test_a_call_leaves_nothing_to_the_next_on_its_worker(tmp_path):
+    def dirty():
+        import random
+        import numpy as np
+        import torch
+        torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64); torch.set_default_device('meta')
+        torch.set_float32_matmul_precision('high'); torch.use_deterministic_algorithms(True)
+        random.seed(1); np.random.seed(1); torch.manual_seed(1); torch.set_num_threads(3)
+        signal.signal(signal.SIGINT, signal.SIG_IGN); signal.alarm(1)
+        os.environ['LEFT'] = '1'; os.chdir(tmp_path); sys.argv[:] = ['other']
+        sys.stdout = None
+    def look():
+        import random
+        import numpy as np
+        import torch
+        time.sleep(1.1) # an alarm would end this worker
+        state = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), str(torch.zeros(1).device),
+            torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN, os.environ.get('LEFT'), os.getcwd(), sys.argv, type(sys.stdout).__name__)
+        return state, (random.random(), float(np.random.rand()), float(torch.rand(1)))
+    with workers.Pool(1) as pool:
+        clean,_ = pool.submit(look).result()
+        drawn = []
+        for _ in range(2):
+            pool.submit(dirty).result()
+            state,numbers = pool.submit(look).result()
+            assert state == clean
+            drawn += numbers
+    assert len(set(drawn)) == 6
+
+
+def test_new_workers_draw_different_numbers_from_torch():
+    def draw():
+        import torch
+        return float(torch.rand(1))
+    a,b = workers.run(draw, nprocs=2)
+    assert a != b
+
+
+def test_a_last_line_without_an_end_is_shown(capsys):
+    workers.run(lambda: print('half a line', end=''), output='all')
+    assert capsys.readouterr().out == '[0] half a line\n'
+
+
+def test_what_a_call_leaves_open_is_finished_with_its_error_before_the_next():
+    def work(i):
+        from mlstack import core
+        if not core.after_call: core.after_call.append(lambda error: workers.send((i,repr(error))))
+        if i == 1: raise ValueError('broken')
+    with workers.Pool(1) as pool:
+        tasks = [pool.submit(work, i) for i in range(2)]
+        assert [e.value[1] for e in pool.events() if e.kind == 'message'] == ['None',"ValueError('broken')"]
+        assert [t.state for t in tasks] == ['done','failed']

@@ -8,12 +8,12 @@ An agent is a warm process of `workers.Pool`: torch is already imported, so a tr
 __all__ = ['look_up', 'as_number', 'takes_config', 'run_one', 'sparkline', 'cells', 'line', 'progress_text', 'table', 'Show',
            'Agents', 'last_line', 'run_trials']
 
-# %% ../../nbs/sweeps/06_agents.ipynb #cfd59ac3
-import inspect, math, sys, threading, time
+# %% ../../nbs/sweeps/06_agents.ipynb #87222560
+import inspect, math, os, sys, threading, time
 from ..core import MlstackError, context, settings
 from ..hardware import threads as fair_threads
-from .coordinator import SweepError, config_text, ended
-from ..workers import Pool, ask
+from .coordinator import SweepError, config_text, ended, flat_config, notebook_cell
+from ..workers import Pool, ask, send
 
 # %% ../../nbs/sweeps/06_agents.ipynb #2e3761e9
 def look_up(metrics, name):
@@ -36,11 +36,14 @@ def takes_config(train):
     try: return bool(inspect.signature(train).parameters)
     except (TypeError,ValueError): return True
 
-# %% ../../nbs/sweeps/06_agents.ipynb #0cca1b56
-def _listener(metric):
-    "What a Run calls after each log: passes on the metric and takes the answer."
+# %% ../../nbs/sweeps/06_agents.ipynb #1f50ca31
+def _listener(metric, names):
+    "What a Run calls after each log: passes on the metric and takes the answer; the names of what else was logged go into the dict `names`."
+    me = os.getpid()
     def listen(metrics, step=None):
+        if os.getpid()!=me: return # a process that the trial forked: the answer would go to the trial
         value = look_up(metrics, metric)
+        if len(names)<50 and isinstance(metrics,dict): names.update(dict.fromkeys(flat_config(metrics)))
         if hasattr(value,'item'): value = value.item()
         if isinstance(value,bool) or not isinstance(value,(int,float)) or not math.isfinite(value): return
         why = ask(('report', step, value))
@@ -51,11 +54,17 @@ def run_one(train, config, metric, group, runs):
     "In a worker: the trial as a Run, `train` called in it; returns the metric or None."
     from mlstack import tracking
     ctx = context()
+    send(('begun',None))
     run = tracking.init(project=ctx.project, config=config, name=f'trial {ctx.trial}', group=group, job_type='trial', id=ctx.run, dir=runs)
-    if metric: run.listen(_listener(metric))
-    with run: return as_number(train(config) if takes_config(train) else train(), metric)
+    names = {}
+    if metric: run.listen(_listener(metric, names))
+    with run:
+        result = train(config) if takes_config(train) else train()
+        value = as_number(result, metric)
+        if value is None and metric: send(('logged', [*map(str, names | (flat_config(result) if isinstance(result,dict) else {}))])) # read only if no report came
+        return value
 
-# %% ../../nbs/sweeps/06_agents.ipynb #e5c1adad
+# %% ../../nbs/sweeps/06_agents.ipynb #23e44776
 def sparkline(values, width=12) -> str: # at most `width` characters
     "A curve in one line of text."
     if not values: return ''
@@ -74,13 +83,13 @@ def line(sweep, t):
     curve,value,state,why = cells(t)
     return ' '.join(o for o in (f'trial {t.number:>3}', f'{state:6}', f'{value:>8}', curve, config_text(sweep.varied(t)), f'({why})' if why else '') if o)
 
-def progress_text(sweep, total, seconds):
+def progress_text(sweep, total, seconds, starting=False):
     "How far the sweep is, in one line."
     done = sum(t.state in ended for t in sweep.trials)
     best = f', best {sweep.best.value:.4g} (trial {sweep.best.number})' if sweep.best else ''
-    return f'{done}{f"/{total}" if total else ""} trials{best}, {int(seconds)//60}:{int(seconds)%60:02} elapsed'
+    return f'{done}{f"/{total}" if total else ""} trials{best}, {int(seconds)//60}:{int(seconds)%60:02} elapsed{", workers are starting" if starting else ""}'
 
-# %% ../../nbs/sweeps/06_agents.ipynb #e2cfe574
+# %% ../../nbs/sweeps/06_agents.ipynb #9d62f433
 _colours = dict(DONE='green', PRUNED='yellow', FAILED='red', LOST='magenta', RUNNING='cyan', WAITING='dim')
 
 def _short(v): return f'{v:.4g}' if isinstance(v,float) else str(v)
@@ -103,7 +112,7 @@ def _fitting(widths, width, reason=24):
         keep.append(i)
     return {*keep, *range(n-4,n)}
 
-def table(sweep, total=None, seconds=0, most=24, width=120):
+def table(sweep, total=None, seconds=0, most=24, width=120, starting=False):
     "The live table as a rich renderable, one line a trial."
     from rich.console import Group
     from rich.table import Table
@@ -123,18 +132,17 @@ def table(sweep, total=None, seconds=0, most=24, width=120):
     for t,row in zip(shown, rows):
         row[-2] = Text(row[-2], style=_colours[t.state])
         res.add_row(*(_plain(o) for i,o in enumerate(row) if i in keep), style='bold' if t is best else '')
-    return Group(res, Text(progress_text(sweep,total,seconds), style='bold'))
+    return Group(res, Text(progress_text(sweep,total,seconds,starting), style='bold'))
 
 class Show:
     "Where the table goes: a terminal, a notebook, lines of text, or nowhere."
     def __init__(self, sweep, total, wanted):
-        self.sweep,self.total,self.began,self.drawn,self.live,self.handle = sweep,total,time.monotonic(),0.,None,None
+        self.sweep,self.total,self.began,self.drawn,self.live,self.handle,self.failed,self.starting = sweep,total,time.monotonic(),0.,None,None,False,True
         self.kind = 'none' if not wanted else self._kind()
     def _kind(self):
-        shell = sys.modules.get('IPython') and sys.modules['IPython'].get_ipython()
-        if shell and shell.__class__.__name__=='ZMQInteractiveShell': return 'notebook'
+        if notebook_cell() is not None: return 'notebook'
         return 'terminal' if sys.stdout.isatty() else 'lines'
-    def _table(self, most=24, width=150): return table(self.sweep, self.total, time.monotonic()-self.began, most, width)
+    def _table(self, most=24, width=150): return table(self.sweep, self.total, time.monotonic()-self.began, most, width, self.starting)
     def __enter__(self):
         s = self.sweep
         if self.kind!='none': print(f'sweep {s.id}: {s.spec.method}{f", {len(s.trials)} trials so far" if s.trials else ""}; stop with Ctrl-C, go on with resume={s.id!r}', flush=True)
@@ -154,10 +162,19 @@ class Show:
         else: self.handle.update(_Html(self._table()))
     def finished(self, trial):
         if self.kind=='lines': print(line(self.sweep, trial), flush=True)
+        if trial.error and not self.failed: self.failure(trial)
+    def failure(self, trial):
+        "The traceback of the first failure; those of others are in their `error`."
+        self.failed = True
+        if self.kind!='none': print(f'trial {trial.number} failed:\n{trial.error.rstrip()}', flush=True) # above the table: rich sees to it
     def __exit__(self, *exc):
         self.draw(force=True)
         if self.live: self.live.__exit__(None,None,None)
+        if self.handle: self.sweep.shown = notebook_cell()
         if self.kind=='lines': print(progress_text(self.sweep, self.total, time.monotonic()-self.began), flush=True)
+
+# a font that has the blocks of the curves: one that another font must lend them to does not align
+_pre = """<pre style="line-height:1.25;white-space:pre;overflow-x:auto;font-family:'DejaVu Sans Mono',Menlo,Consolas,monospace">{code}</pre>"""
 
 class _Html:
     "A rich renderable for a notebook, and as text where HTML is not shown."
@@ -169,14 +186,14 @@ class _Html:
         c.print(self.renderable)
         return c
     def __repr__(self): return self._text().export_text()
-    def _repr_html_(self): return self._text().export_html(inline_styles=True, code_format='<pre style="line-height:1.25;white-space:pre">{code}</pre>')
+    def _repr_html_(self): return self._text().export_html(inline_styles=True, code_format=_pre)
 
-# %% ../../nbs/sweeps/06_agents.ipynb #b40a2962
+# %% ../../nbs/sweeps/06_agents.ipynb #ad2ee1c3
 class Agents:
     "The workers of one `run` call and the trials they have."
     def __init__(self, sweep, train, pool, workers, count, show):
         self.sweep,self.train,self.pool,self.workers,self.count,self.show = sweep,train,pool,workers,count,show
-        self.tasks,self.mine,self.outcomes = {},set(),[]
+        self.tasks,self.mine,self.outcomes,self.error = {},set(),[],None # error: the last
 
     def feed(self):
         "Give every free worker a trial, as long as there are any."
@@ -205,15 +222,24 @@ class Agents:
                 self.show.draw()
             self.show.draw()
 
-    def on_started(self, e, t): t.state = 'RUNNING'
-
     def on_ask(self, e, t):
         _,step,value = e.value
         e.task.reply(None if self.sweep.report(t, step, value) else t.stopping)
 
-    def on_done(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, e.value))
-    def on_stopped(self, e, t): self.end(e, t, lambda: self.sweep.tell(t))
-    def on_failed(self, e, t): self.end(e, t, lambda: self.sweep.tell(t, failed=last_line(e.value)))
+    def on_message(self, e, t):
+        what,value = e.value if isinstance(e.value,tuple) and len(e.value)==2 else (None,None)
+        if what=='begun': t.state,self.show.starting = 'RUNNING',False
+        if what=='logged': t.logged = value
+
+    def on_done(self, e, t):
+        self.end(e, t, lambda: self.sweep.tell(t, e.value))
+        self.check_metric(t)
+    def on_stopped(self, e, t):
+        never_ran = e.task.state=='cancelled'
+        self.end(e, t, lambda: self.sweep.lost(t, e.value) if never_ran else self.sweep.tell(t))
+    def on_failed(self, e, t):
+        self.error = t,e.value.__cause__
+        self.end(e, t, lambda: self.sweep.tell(t, failed=last_line(e.value), error=e.value.remote))
     def on_died(self, e, t): self.end(e, t, lambda: self.sweep.lost(t, e.value.what))
 
     def end(self, e, t, tell):
@@ -227,14 +253,35 @@ class Agents:
 
     def check_failures(self):
         "Three failures before anything else: the function is broken, not the parameters."
-        if len(self.outcomes)==3 and all(t.state=='FAILED' for t in self.outcomes):
-            raise SweepError(f'the first 3 trials failed, the last with: {self.outcomes[-1].why}', f'sweep {self.sweep.id}', f'mend it and go on with resume={self.sweep.id!r}')
+        if len(self.outcomes)==3 and self.all_failed(): self.give_up('the first 3 trials failed', f'mend it and go on with resume={self.sweep.id!r}')
+
+    def check_metric(self, t):
+        "A function that ends without the metric, when no other has given it yet: the name is wrong."
+        s = self.sweep
+        if t.logged is None or t.reports or t.value is not None or s.spec.metric['name'] in t.logged or any(o.reports or o.value is not None for o in s.trials): return
+        raise SweepError(f'trial {t.number} has ended and {t.why[3:]}', f'sweep {s.id}', f'return or log {s.spec.metric["name"]} and go on with resume={s.id!r}, or correct `metric` in the sweep file and start a new sweep')
+
+    def all_failed(self): return bool(self.outcomes) and all(t.state=='FAILED' for t in self.outcomes)
+
+    def check_end(self):
+        "Fewer than three trials, and nothing but failures."
+        s = self.sweep
+        if not self.all_failed() or s.best: return
+        over = s.over or s.spec.run_cap and len(s.trials)>=s.spec.run_cap
+        n = len(self.outcomes)
+        self.give_up('the only trial failed' if n==1 else f'all {n} trials failed', 'mend it and start a new sweep' if over else f'mend it and go on with resume={s.id!r}')
+
+    def give_up(self, what, do):
+        t = self.outcomes[-1]
+        e = SweepError(f'{what}, {"the last " if len(self.outcomes)>1 else ""}with: {t.why}', f'sweep {self.sweep.id}', do)
+        e.remote = t.error
+        raise e from (self.error[1] if self.error and self.error[0] is t else None)
 
 def last_line(error):
     "The last line of a worker's traceback: the exception."
     return (error.remote or error.what).strip().splitlines()[-1]
 
-# %% ../../nbs/sweeps/06_agents.ipynb #b1407fc7
+# %% ../../nbs/sweeps/06_agents.ipynb #a0c5babc
 def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None):
     "Run the trials of `sweep` on `workers` processes; what `Sweep.run` does."
     spec = sweep.spec
@@ -254,9 +301,11 @@ def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None)
                 if total is None or total>4: warm.start() # a shorter sweep never asks the model
                 agents.loop()
                 if warm.ident: warm.join()
-        except BaseException:
+        except BaseException as e:
             for t in agents.tasks.values() if agents else (): t.state = 'LOST'
             left = len(agents.tasks) if agents else 0
             print(f'sweep {sweep.id} stopped: {sum(t.state in ended for t in sweep.trials)} trials ended, {left} will run again; go on with resume={sweep.id!r}', flush=True)
+            if isinstance(e,KeyboardInterrupt): raise KeyboardInterrupt from None # where the loop stood is nobody's business
             raise
+    agents.check_end()
     return sweep

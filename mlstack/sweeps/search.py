@@ -155,9 +155,14 @@ def _axes(spec):
     return {path:_Axis(p) for path,p in spec.parameters.items() if choices(p) is None or len(choices(p))>1}
 
 # %% ../../nbs/sweeps/03_search.ipynb #f7fc7270
+def _no_widgets():
+    "Optuna imports tqdm, which complains in a notebook without ipywidgets. No `catch_warnings`: this may be in a thread."
+    warnings.filterwarnings('ignore', message='IProgress not found')
+
 @contextmanager
 def _quiet():
     "Optuna without its log lines and experimental warnings; the caller's own logging level comes back."
+    _no_widgets()
     import optuna # first: importing it sets its logging level
     log = logging.getLogger(optuna.__name__)
     level = log.level
@@ -195,6 +200,7 @@ class Bayes(Random):
         self._shift = [self.rng('shift',i).random() for i in range(len(spec.parameters))]
 
     def warm(self):
+        _no_widgets()
         for name in ('optuna','torch','scipy.optimize'): import_module(name)
 
     def origin(self, number): return 'spread evenly to begin with' if number<self.startup else 'proposed by the model'

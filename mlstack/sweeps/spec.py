@@ -225,7 +225,7 @@ def _warn(self:Spec):
         if len(path)==1 and '.' in path[0]: w(f'{name}: a dot does not nest; the configuration has the key {name!r}')
     self._warn_command()
     e = self.early_terminate
-    if e and 'strict' not in e: w('early_terminate: strict is not given; W&B\'s engine takes true and so do we, its documentation says false')
+    if e and 'strict' not in e: w('early_terminate: strict is not given; we take true as W&B\'s engine does (its documentation says false): a trial is judged by its value at the band, not by its best so far; write strict: true to keep this')
     if e and 'max_iter' in e and 'min_iter' in e: w('early_terminate: max_iter wins over min_iter')
     if e and 'max_iter' not in e and 's' in e: w('early_terminate: s counts only with max_iter')
     if str((self.metric or {}).get('impute_while_running', False)).lower()!='false': w('metric: impute_while_running is ignored; running trials are known to the model as running')

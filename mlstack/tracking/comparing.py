@@ -59,7 +59,8 @@ def compare(
     rows = [[o.name,o.state,*(c.get(k) for k in params[:8])] + [v for m in metrics for v in (o.summary.get(m), Spark(lambda o=o,m=m: _numbers(o,m)))] for o,c in zip(records,configs)]
     shared = ', '.join(f'{k}={show(configs[0][k])}' for k in same) if len(records)>1 else ''
     note = '\n'.join(o for o in (f'the same in all: {shared}' if shared else '', f'{len(params)-8} more parameters differ' if len(params)>8 else '') if o)
-    return Table(header, rows, note=note)
+    first = 2+len(params[:8]) # the main metric is the last to go
+    return Table(header, rows, note=note, least=[*reversed(range(first+2,len(header))), *reversed(range(2,first)), *range(first+1,first+2)][:len(header)-3])
 
 def _numbers(record, name):
     value = series(record, name)[2]
@@ -112,7 +113,7 @@ class Influence:
     def table(self): return Table([self.param,'runs',f'{self.mode} of {self.metric}','median'], self.levels, f'{self.param} → {self.metric}', self.note)
     @property
     def df(self): return self.table.df
-    def __rich__(self): return self.table.__rich__()
+    def __rich__(self): return self.table
     def __repr__(self): return repr(self.table)
     def _repr_html_(self): return self.table._repr_html_()
 
@@ -199,7 +200,7 @@ class Diff:
         return Table(['','',self.a.name,self.b.name], rows, '' if rows else 'no difference was recorded', note, most=80)
     @property
     def df(self): return self.table.df
-    def __rich__(self): return self.table.__rich__()
+    def __rich__(self): return self.table
     def __repr__(self): return repr(self.table)
     def _repr_html_(self):
         code = f'<details><summary>uncommitted code</summary><pre style="font-size:85%">{escape(self.patch)}</pre></details>' if self.patch else ''

@@ -97,7 +97,7 @@ class Summary(MutableMapping):
     def __setattr__(self, k, v): self[k] = v
     def __repr__(self): return f'Summary({self._all()})'
 
-# %% ../../nbs/tracking/01c_facts.ipynb #a704972d
+# %% ../../nbs/tracking/01c_facts.ipynb #bc2204d0
 def _events(path, problems):
     "The events of one file."
     try: data = path.read_bytes()
@@ -109,7 +109,8 @@ def _events(path, problems):
             if line: yield _checked(json.loads(line))
         except (ValueError,TypeError): problems.append(f'{path}, line {i}: this event is damaged and was left out')
 
-_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), finish=dict(state=str))
+_form = dict(start=dict(process=dict), summary=dict(v=dict), set=dict(v=dict), artifact=dict(v=dict), used=dict(v=dict), finish=dict(state=str),
+    define=dict(name=str, summary=str, step_metric=str), alert=dict(title=str, text=str, level=str))
 
 def _checked(o):
     "An event, if it has the form of one: a flipped bit may leave valid JSON."
@@ -124,8 +125,8 @@ def _checked(o):
 class RunFacts:
     "What the small files of a run say: `meta`, `config`, `summary`, `writers`, `artifacts`, and `problems` by file."
     def __init__(self, path):
-        self.path,self.problems = Path(path),[]
-        self.config,self.summary,self.last,self.counts,self.artifacts,self.writers = {},{},{},{},[],[]
+        self.path,self.problems,self.defined,self.alerts = Path(path),[],{},[]
+        self.config,self.summary,self.last,self.counts,self.artifacts,self.used,self.writers = {},{},{},{},[],[],[]
         try:
             self.meta = json.loads((self.path/'meta.json').read_bytes())
             if not isinstance(self.meta['created'],(int,float)) or not isinstance(self.meta['id'],str): raise ValueError
@@ -145,6 +146,9 @@ class RunFacts:
             for name in o.get('gone',()): self.summary.pop(name, None)
         elif k=='set': self.meta.update(o['v'])
         elif k=='artifact': self.artifacts.append(o['v'])
+        elif k=='define': self.defined[o['name']] = o
+        elif k=='alert': self.alerts.append(o)
+        elif k=='used': self.used.append(o['v'])
         elif k=='finish':
             self.last.update(o.get('last',{}))
             self.counts.update(o.get('lanes',{}))

@@ -6,7 +6,7 @@
 
 # %% auto #0
 __all__ = ['MAGIC', 'BLOCK', 'FIRST', 'MOST', 'DamagedFile', 'record_struct', 'typed', 'lane_header', 'disk_full', 'Lane',
-           'WrittenLane', 'open_lane', 'plain', 'flat', 'Lines', 'Writer', 'read_header', 'LaneFile']
+           'WrittenLane', 'open_lane', 'plain', 'flat', 'kept', 'Lines', 'Writer', 'read_header', 'LaneFile']
 
 # %% ../../nbs/tracking/01_lanes.ipynb #2ba48f25
 import os, json, mmap, time, errno
@@ -179,16 +179,24 @@ def _base(v): # a subclass such as IntEnum or numpy.float64 as the plain number 
         if isinstance(v,t): return t(v) if t is not str else str.__str__(v)
 
 def flat(d, prefix=''):
-    "Nested dicts as one, keys joined with dots."
+    "Nested dicts as one, keys joined with dots; a reference to a file (a dict with a `_type`) stays one value."
     out = {}
     for k,v in d.items():
         k = f'{prefix}{k}'
-        if isinstance(v,dict) and v: out.update(flat(v, k+'.'))
+        if isinstance(v,dict) and v and '_type' not in v: out.update(flat(v, k+'.'))
         else: out[k] = v
     return out
 
 # %% ../../nbs/tracking/01_lanes.ipynb #85550095
 def _on_device(v): return getattr(getattr(v,'device',None), 'type', 'cpu') != 'cpu'
+
+def kept(v, folder): # of lanes
+    "A value as it stands in a row: plain, or a reference to an image or the like that is kept beside the lanes."
+    kind = type(v)
+    if hasattr(kind,'stored_in') or kind in (list,tuple) or kind.__module__.partition('.')[0] in ('PIL','matplotlib','plotly'):
+        from mlstack.tracking.media import stored
+        return stored(v, folder.parent)
+    return plain(v)
 
 class Lines:
     "A file of JSON lines with one writer; each line is one `write`, so a kill leaves it whole or absent."
@@ -238,9 +246,9 @@ class Writer:
                 if not -_exact <= metrics[k] <= _exact: break
             else: return self._append(tuple(metrics), step, metrics.values(), at)
         if self.defer is not None and any(_on_device(v) for v in flat(metrics).values()): return self.defer(step, metrics, at)
-        row = {k if type(k) is str else str(k): plain(v) for k,v in flat(metrics).items()}
+        row = {k if type(k) is str else str(k): kept(v, self.folder) for k,v in flat(metrics).items()}
         numbers = {k:v for k,v in row.items() if type(v) is float or type(v) is int and -_exact<=v<=_exact}
-        if shape is not None and len(numbers)==len(metrics) and all(type(k) is str for k in metrics): self._remember(shape, metrics)
+        if shape is not None and numbers.keys()==metrics.keys() and all(type(k) is str for k in metrics): self._remember(shape, metrics)
         if numbers: self._append(tuple(numbers), step, numbers.values(), at)
         if len(numbers)<len(row): self._other(step, {k:v for k,v in row.items() if k not in numbers}, at)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core import MlstackError, settings
 from .lanes import DamagedFile, LaneFile
 from .facts import Config, RunFacts, run_state, _events
+from .surroundings import read_console, read_system
 
 # %% ../../nbs/tracking/03_query.ipynb #d619aee8
 _cache = {}
@@ -46,7 +47,9 @@ class Record:
         meta = self.facts.meta
         for k in ('id','name','project','group','notes','job_type','sweep','trial','parent','job'): setattr(self, k, meta.get(k,''))
         self.tags,self.artifacts,self.config = tuple(meta.get('tags',())),self.facts.artifacts,Config(self.facts.config)
+        self.used = self.facts.used # artifacts, as artifacts are those it made
         self.state,self.error = run_state(self.facts)
+        self.forked = meta.get('forked') # project, run and step it was forked from
 
     @property
     def created(self):
@@ -70,6 +73,16 @@ class Record:
     def code(self): return self._json('code.json')
     @property
     def env(self): return self._json('env.json')
+    @property
+    def notebook(self): return self._json('notebook.json')
+    @property
+    def console(self):
+        "What the program printed."
+        return '\n'.join(line for _,_,line in read_console(self.path))
+    @property
+    def system(self):
+        "How the machine was doing: a DataFrame with rank, step, time and the `system/...` columns."
+        return _lane_table(read_system(self.path))
     @property
     def patch(self):
         "What differed from the commit."
@@ -129,6 +142,9 @@ def _summary_of(self):
         for writer in sorted(self.facts.writers, key=lambda o: o['start']['t']):
             if writer['finish']: out.update(writer['finish'].get('last',{}))
             else: out.update(self._newest(writer['file'].removesuffix('.jsonl')+'-'))
+        if self.facts.defined:
+            from mlstack.tracking.definitions import defined_summary
+            out = defined_summary(out, self.facts.defined, self)
         self._summary = out | self.facts.summary
     return self._summary
 
@@ -148,7 +164,8 @@ Record.lanes,Record._others,Record.summary,Record._newest = property(_lanes),_ot
 def series(record, name):
     "Step, time and value of one metric as three arrays, in the order of steps."
     import numpy as np
-    parts = [(rows['step'], rows['time'], rows['values'][:,lane.keys.index(name)]) for lane in record.lanes if name in lane.keys for rows in (lane.rows(),)]
+    lanes = [*record.lanes, *read_system(record.path)] if name.startswith('system/') else record.lanes
+    parts = [(rows['step'], rows['time'], rows['values'][:,lane.keys.index(name)]) for lane in lanes if name in lane.keys for rows in (lane.rows(),)]
     others = [(s,at,row[name]) for s,at,row in record._others() if name in row]
     if others:
         values = np.empty(len(others), object)
@@ -160,6 +177,12 @@ def series(record, name):
         order = np.lexsort((at,step))
         step,at,value = step[order],at[order],value[order]
     return step,at,value
+
+def _lane_table(lanes):
+    import pandas as pd
+    tables = [pd.DataFrame({'rank':lane.info.get('rank',0), 'step':rows['step'], 'time':rows['time']} | {k: rows['values'][:,i] for i,k in enumerate(lane.keys)})
+        for lane in lanes for rows in (lane.rows(),)]
+    return pd.concat(tables).sort_values('time', ignore_index=True) if tables else pd.DataFrame(columns=['rank','step','time'])
 
 def metric_names(record):
     "What was logged, in the order of the alphabet."
@@ -188,6 +211,14 @@ def history(record):
 
 Record.metric_names,Record.history = property(metric_names),history
 Record.metric = lambda self, name: series(self, name)
+Record.alerts = property(lambda self: self.facts.alerts)
+
+def _media(self, name):
+    "What was logged under `name` as the objects that were logged: (step, Image or Table or …)."
+    from mlstack.tracking.media import media_of
+    return media_of(self, name)
+
+Record.media = _media
 
 # %% ../../nbs/tracking/03_query.ipynb #f441bf60
 MISSING = type('Missing', (), {'__bool__': lambda self: False, '__repr__': lambda self: 'missing'})()
@@ -383,12 +414,17 @@ class Runs:
         from mlstack.tracking.comparing import compare
         return compare(self, metrics)
 
+    def export(self, path, history=False):
+        "Write a table of them: .csv, .json, .parquet or .xlsx."
+        from mlstack.tracking.exporting import export
+        return export(self, path, history)
+
     def influence(self, param, metric, mode='auto'):
         "How much `param` has to do with `metric`, and how sure that is."
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
 
-    def __rich__(self): return self.compare().__rich__()
+    def __rich__(self): return self.compare()
     def __repr__(self): return repr(self.compare()) if self else 'no runs'
     def _repr_html_(self): return self.compare()._repr_html_() if self else 'no runs'
 

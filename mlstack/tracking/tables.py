@@ -60,8 +60,9 @@ def show(v):
 # %% ../../nbs/tracking/02a_tables.ipynb #c18effa4
 class Table:
     "Rows under a header, for a terminal, a notebook, and as `.df`."
-    def __init__(self, header, rows, title='', note='', most=40):
+    def __init__(self, header, rows, title='', note='', most=40, least=()):
         self.header,self.rows,self.title,self.note,self.most = list(header),[list(o) for o in rows],title,note,most
+        self.least = least # columns that a narrow terminal may leave out, the first to go first
 
     def _more(self):
         hidden = len(self.rows)-self.most
@@ -78,24 +79,42 @@ class Table:
 
     def __len__(self): return len(self.rows)
 
-    def __rich__(self):
+    def _rich(self, keep):
         from rich.box import SIMPLE_HEAD
-        from rich.console import Group
         from rich.table import Table as RichTable
         from rich.text import Text
         t = RichTable(title=Text(self.title) if self.title else None, box=SIMPLE_HEAD,
             title_justify='left', pad_edge=False, title_style='bold')
-        for i,h in enumerate(self.header): t.add_column(Text(h), justify='right' if self._right(i) else 'left', no_wrap=True, overflow='ellipsis')
-        for r in self.rows[:self.most]: t.add_row(*(Text(str(c), style='cyan') if isinstance(c,Spark) else Text(show(c), style=_styles.get(c,'') if isinstance(c,str) else '') for c in r))
-        return Group(t, Text(self._more(), style='dim')) if self._more() else t
+        for i in keep: t.add_column(Text(self.header[i]), justify='right' if self._right(i) else 'left', no_wrap=True, overflow='ellipsis')
+        cell = lambda c: Text(str(c), style='cyan') if isinstance(c,Spark) else Text(show(c), style=_styles.get(c,'') if isinstance(c,str) else '')
+        for r in self.rows[:self.most]: t.add_row(*(cell(r[i]) for i in keep))
+        return t
+
+    def _fitting(self, console, options):
+        "The table without as many of the least columns as it takes to fit, and a line that names them."
+        from rich.measure import Measurement
+        keep,least = list(range(len(self.header))),list(self.least)
+        t = self._rich(keep)
+        while least and Measurement.get(console, options.update(width=10_000), t).maximum>options.max_width:
+            keep.remove(least.pop(0))
+            t = self._rich(keep)
+        gone = [h for i,h in enumerate(self.header) if i not in keep and h]
+        return t, f'+{len(gone)} column{"s"*(len(gone)!=1)}: {", ".join(gone)}' if gone else ''
+
+    def __rich_console__(self, console, options):
+        from rich.text import Text
+        table,gone = self._fitting(console, options)
+        yield table
+        if note := '\n'.join(o for o in (gone,self._more()) if o): yield Text(note, style='dim')
 
     def __repr__(self):
         import os
         from io import StringIO
         from shutil import get_terminal_size
         from rich.console import Console
-        width = get_terminal_size((120,40)).columns if os.isatty(1) else 120
-        console = Console(file=StringIO(), width=max(width,60), color_system=None, force_jupyter=False)
+        # a file or a pipe has no width: nothing is cut there
+        width = max(get_terminal_size((120,40)).columns,60) if os.isatty(1) else 10_000
+        console = Console(file=StringIO(), width=width, color_system=None, force_jupyter=False)
         console.print(self)
         return '\n'.join(o.rstrip() for o in console.file.getvalue().strip('\n').splitlines())
 

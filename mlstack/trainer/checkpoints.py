@@ -8,13 +8,14 @@ A checkpoint is a folder: `model.pt` and `training.pt`, tensors and plain values
 __all__ = ['CheckpointError', 'write_checkpoint', 'verify', 'read_checkpoint', 'Checkpoints', 'random_state', 'set_random_state',
            'seed_all']
 
-# %% ../../nbs/trainer/04_checkpoints.ipynb #b9ab74b2
-import hashlib, itertools, json, os, random, re, shutil, warnings
+# %% ../../nbs/trainer/04_checkpoints.ipynb #9ca8a9fb
+import hashlib, itertools, json, math, os, random, re, shutil, time, warnings
+from collections import Counter, OrderedDict
 from pathlib import Path
 import numpy as np, torch
 from ..core import MlstackError, write_file
 
-# %% ../../nbs/trainer/04_checkpoints.ipynb #7d9649ef
+# %% ../../nbs/trainer/04_checkpoints.ipynb #62502d69
 class CheckpointError(MlstackError, RuntimeError):
     "A checkpoint that cannot be written, read or used."
 
@@ -26,6 +27,18 @@ def _flush(path):
 
 def _digest(path):
     with open(path,'rb') as f: return dict(size=os.path.getsize(path), sha256=hashlib.file_digest(f,'sha256').hexdigest())
+
+_kinds = str,bytes,bool,int,float,complex,type(None),torch.dtype,torch.device,torch.Size
+
+def _readable(obj, where):
+    "`obj` with numpy's numbers as plain ones; raise for what could not be read back with `weights_only=True`."
+    if isinstance(obj, torch.Tensor) or type(obj) in _kinds: return obj
+    if isinstance(obj, np.generic): return obj.item()
+    if isinstance(obj, dict):
+        kind = type(obj) if type(obj) in (OrderedDict,Counter) else dict
+        return kind({_readable(k,where): _readable(v,f'{where}.{k}') for k,v in obj.items()})
+    if type(obj) in (list,tuple,set): return type(obj)(_readable(o,where) for o in obj)
+    raise CheckpointError(f'a {type(obj).__name__} cannot be kept in a checkpoint', where, 'return tensors and plain values from state_dict')
 
 def _write_part(path, obj):
     try: torch.save(obj, path); _flush(path)
@@ -58,11 +71,11 @@ def write_checkpoint(
         except OSError as e: raise CheckpointError(f'a checkpoint folder cannot be made: {e.strerror}', str(path.parent), 'choose another with save=FOLDER') from e
     wait()
     try:
-        for stem,obj in parts.items(): _write_part(tmp/f'{stem}.pt', obj)
+        for stem,obj in parts.items(): _write_part(tmp/f'{stem}.pt', obj if stem=='model' else _readable(obj,stem))
         wait()
         if first:
             files = {p.name: _digest(p) for p in sorted(tmp.glob('*.pt'))}
-            write_file(tmp/'manifest.json', json.dumps(dict(format=1, torch=torch.__version__, **(note or {}), files=files), indent=1))
+            write_file(tmp/'manifest.json', json.dumps(dict(format=1, saved=time.time(), torch=torch.__version__, **(note or {}), files=files), indent=1))
             _name(tmp, path)
         wait()
     except BaseException:
@@ -91,7 +104,7 @@ def read_checkpoint(path, device='cpu') -> dict: # file stem -> what was saved; 
     manifest = verify(path)
     return dict(manifest=manifest) | {name[:-3]: torch.load(path/name, map_location=device, weights_only=True) for name in manifest['files'] if name.endswith('.pt')}
 
-# %% ../../nbs/trainer/04_checkpoints.ipynb #a2ef4d4b
+# %% ../../nbs/trainer/04_checkpoints.ipynb #f691026c
 class Checkpoints:
     "A folder of checkpoints, one for each saved step."
     def __init__(self,
@@ -123,6 +136,10 @@ class Checkpoints:
             if self.path(step).exists(): os.replace(self.path(step), gone) # half deleted, it must not look like a damaged one
         for left in (*self.folder.glob('.step-*.tmp'), *self.folder.glob('.step-*.old')): shutil.rmtree(left, ignore_errors=True)
 
+    def _saved(self, step): # not the step: an older fit in the same folder may have gone further
+        try: return json.loads((self.path(step)/'manifest.json').read_text())['saved']
+        except (OSError,ValueError,KeyError): return math.inf
+
     def put_aside(self,
         lineage, # the training that goes on here
         newest   # and the step it is at: what is later belongs to another future
@@ -143,8 +160,8 @@ class Checkpoints:
         return list(dict.fromkeys(moved))
 
     def latest(self, device='cpu'):
-        "The newest checkpoint that is whole, as (path, parts); damaged ones are named in a warning. None if there is none."
-        for step in self.steps():
+        "The checkpoint written last that is whole, as (path, parts); damaged ones are named in a warning. None if there is none."
+        for step in sorted(self.steps(), key=lambda s: (self._saved(s),s), reverse=True):
             try: return self.path(step),read_checkpoint(self.path(step), device)
             except CheckpointError as e: warnings.warn(f'{self.path(step).name} is skipped: {e.what}')
         return None

@@ -7,12 +7,13 @@
 # %% auto #0
 __all__ = ['TrainerError', 'Trainer', 'seconds', 'Sentences', 'LrCurve']
 
-# %% ../../nbs/trainer/05_loop.ipynb #9b0dd2bf
+# %% ../../nbs/trainer/05_loop.ipynb #e0ac5c3c
 import copy, math, os, signal, threading, time as clock, warnings
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from weakref import WeakKeyDictionary
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
@@ -50,7 +51,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/05_loop.ipynb #a1690a66
+# %% ../../nbs/trainer/05_loop.ipynb #1261d3d4
 class Trainer:
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -92,9 +93,10 @@ class Trainer:
         self.step = self.epoch = self.at = 0 # updates made, epochs done, batches of this epoch consumed
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
-        self._why,self._rng,self._fit,self._seeded = {},None,{},False
+        self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
         self._interrupted = self._whole = False
+        self._fits,self._ahead,self._cut,self._place = 0,None,False,(None,None) # fits that ended; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
     def call(self, name):
@@ -313,7 +315,7 @@ class _Saver(Callback):
     def after_step(self, t):
         if not t.step%self.every: t._save_now()
 
-# %% ../../nbs/trainer/05_loop.ipynb #a271cf6a
+# %% ../../nbs/trainer/05_loop.ipynb #4d9ce48c
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -375,18 +377,22 @@ def fit(self:Trainer,
     "Train until the first of `epochs`, `steps` and `time` is reached; called again it goes on."
     if self.data is None: raise TrainerError('there is no data to train on', 'fit', 'give Trainer(model, data, ...)')
     ctx = context()
-    self._saving = self._checkpoints(save or ctx.checkpoints or None)
+    self._saving = self._checkpoints(save or self._folder(ctx))
     self.setup()
-    self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0.)
     self._between,self.stopped,before = False,None,self.step
-    resumed = self._resume(resume if resume is not None else ctx.attempt>0 and self._saving is not None)
-    if resumed: self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
-    elif not self._seeded: seed_all(self.seed, self.parallel.rank)
+    self._newest = False # whether this goes on from the newest checkpoint of the folder it saves to
+    number,going_on = self._fits+1,self._go_on(resume if resume is not None else ctx.attempt>0 and self._saving is not None)
+    if going_on=='past': self._fits = number; return self # this fit had ended when the checkpoint was written
+    if going_on: self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
+    else: self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0., number=number)
+    if not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
     self._began_at,self._claim,self._saved_at = self.step, not self._newest, self.step
     if self.stopped: # a callback had ended it
+        self._fits = number
         self._say(f'already done, ended in epoch {len(self.history)}: {self.stopped}')
         return self
+    self._cut = True
     self._aim(epochs, steps, time)
     if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
     self._differs = []
@@ -394,7 +400,7 @@ def fit(self:Trainer,
     self._bind(ctx)
     self.recorder.start(carry=self.at>0)
     try:
-        if resumed: self._say_resumed()
+        if going_on: self._say_resumed()
         with self._signals(ctx.stop):
             self.call('before_fit')
             self._epochs()
@@ -415,6 +421,7 @@ def fit(self:Trainer,
     finally:
         self.batch = None
         self.call('after_fit')
+    self._fits,self._cut = number,False
     return self
 
 # %% ../../nbs/trainer/05_loop.ipynb #8bad43b9
@@ -559,7 +566,7 @@ def save(self:Trainer,
     self.recorder.close(self.device)
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/05_loop.ipynb #7a635bb7
+# %% ../../nbs/trainer/05_loop.ipynb #1a0d07d2
 def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
@@ -612,7 +619,7 @@ def _take(self:Trainer, path, parts):
     _load_model(self.model, parts['model'], path)
     self._from = Path(path).absolute()
     self._load_optimizer(s, path)
-    self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(s['fit']),s['stopped']
+    self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['stopped']
     self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
     self.seed,self._lineage = s['seed'],note.get('lineage',self._lineage)
     if s.get('plan',{}).get('optimizer')==self._recipe.get('optimizer')!=None: self._recipe = {k: s['plan'][k] for k in self._recipe} # what is used from here on
@@ -626,7 +633,8 @@ def _take(self:Trainer, path, parts):
     self._seeded = True
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
-    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' if not other else f': within tolerance ({"; ".join(other)})')
+    drawn = self.at and getattr(getattr(self.data and self.data.train,'loader',None), 'num_workers', 0)
+    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f': within tolerance ({"; ".join(other)})')
 
 @patch
 def load(self:Trainer,
@@ -639,6 +647,29 @@ def load(self:Trainer,
     if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest()): self._take(*found)
     else: self._take(path, read_checkpoint(path))
     return self
+
+_trainers = WeakKeyDictionary() # stop flag of a call -> how many trainers keep their checkpoints in its folder
+
+@patch
+def _folder(self:Trainer, ctx):
+    "Where the context keeps checkpoints; a second trainer of the same call has a folder of its own, or one would go on from the other's."
+    if not ctx.checkpoints: return None
+    if self._place[0] is not ctx.stop:
+        _trainers[ctx.stop] = n = _trainers.get(ctx.stop,0)+1
+        self._place = ctx.stop, ctx.checkpoints if n==1 else f'{ctx.checkpoints}/trainer-{n}'
+    return self._place[1]
+
+@patch
+def _go_on(self:Trainer, resume):
+    "Whether this fit goes on from a checkpoint; 'past' if that was written in a later fit of this trainer."
+    number,path = self._fits+1,resume is not True
+    if resume and (path or number==1 or self._cut): # a fit that ended well needs no checkpoint: this trainer is where it ended
+        if not self._resume(resume): return False
+        self._ahead = self._fit | (dict(number=number) if path else {})
+    if self._ahead is None or number>self._ahead['number']: return False
+    if number<self._ahead['number']: return 'past'
+    self._fit,self._ahead = self._ahead,None
+    return True
 
 @patch
 def _resume(self:Trainer, resume) -> bool:
