@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from mlstack import workers
 from mlstack.core import StopTraining, context, use
 from tests import house
-from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, StepError, StopEpoch, SkipStep, Trainer
+from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, Progress, StepError, StopEpoch, SkipStep, Trainer
 from mlstack.trainer.checkpoints import CheckpointError, read_checkpoint
 from mlstack.trainer.data import Loader, Tensors
 
@@ -527,3 +527,226 @@ def test_resuming_does_not_claim_what_loader_workers_cannot_give(tmp_path):
     job().fit(steps=2, save=Checkpoints(tmp_path, every=2))
     t = job().fit(epochs=1, save=Checkpoints(tmp_path, every=2), resume=True)
     assert "unless the loader's workers draw" in t._why['resume']
+
+
+# Resuming what was changed meanwhile
+
+def changed(**kw):
+    batch_size,n = kw.pop('batch_size',8),kw.pop('n',100)
+    return Trainer(tiny(.5), Data.from_tensors(samples(n), samples(30,1), batch_size=batch_size), F.cross_entropy, **kw)
+
+
+@pytest.mark.parametrize('cut', [12,17])
+@pytest.mark.parametrize('other,says,end', [
+    (dict(batch_size=4), 'batch size 8 then, 4 now', (62,57)), (dict(batch_size=25), 'batch size 8 then, 25 now', (20,24)), (dict(n=50), 'number of items 100 then, 50 now', (24,24)),
+    (dict(accumulate=3), 'accumulate 1 then, 3 now', (20,24)), (dict(seed=1), 'seed 0 of the checkpoint is used, not 1', (36,36))])
+def test_a_resume_with_other_batches_ends_by_epochs_and_says_so(tmp_path, cut, other, says, end):
+    t = changed(callbacks=[CutAt(cut+1)])
+    with pytest.raises(Cut): t.fit(epochs=3, save=Checkpoints(tmp_path, every=cut))
+    with pytest.warns(UserWarning, match=says):
+        resumed = changed(**other, callbacks=[CutAt(cut+2)])
+        with pytest.raises(Cut): resumed.fit(epochs=3, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert 'bit for bit' not in str(resumed.explain()) and says in str(resumed.explain())
+    with warnings.catch_warnings():
+        if 'seed' not in other: warnings.simplefilter('error') # compared with what was used last
+        again = changed(**other).fit(epochs=3, save=tmp_path, resume=True)
+    assert again.epoch==3 and again.step==again.last_step==end[cut==17]
+
+
+@pytest.mark.parametrize('other,says', [(dict(lr=3e-2), 'lr 0.003 of the checkpoint is used, not 0.03'), (dict(schedule='linear'), 'schedule linear is used, not None of the checkpoint'),
+    (dict(opt='sgd'), 'SGD starts anew, the checkpoint has the state of AdamW')])
+def test_a_resume_with_another_optimizer_says_so(tmp_path, other, says):
+    changed(lr=3e-3).fit(epochs=1, save=tmp_path)
+    with pytest.warns(UserWarning, match=says): resumed = changed(**dict(lr=3e-3)|other).fit(epochs=2, save=tmp_path, resume=True)
+    assert resumed.step==24 and says in str(resumed.explain()) and 'bit for bit' not in str(resumed.explain())
+    if 'lr' in other: assert resumed.optimizer.param_groups[0]['lr']==3e-3
+
+
+def test_an_older_checkpoint_is_not_compared(tmp_path):
+    from mlstack.trainer.checkpoints import write_checkpoint
+    t = changed()
+    t.fit(epochs=1)
+    parts = t._state()
+    del parts['training']['plan']
+    write_checkpoint(tmp_path/'old', parts, t._note())
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert changed(lr=3e-2).fit(epochs=2, resume=tmp_path/'old').step==24
+
+
+# Several trainings, one folder
+
+def test_a_fresh_fit_puts_another_trainings_checkpoints_aside(tmp_path):
+    changed().fit(epochs=3, save=tmp_path)
+    with pytest.warns(UserWarning, match='held checkpoints of another training, which are now in aside-'):
+        fresh = changed(lr=.5).fit(epochs=1, save=tmp_path)
+    assert 'aside-' in str(fresh.explain()) and Checkpoints(tmp_path).steps()==[12]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert same_weights(changed(lr=.5).fit(epochs=1, save=tmp_path, resume=True).model, fresh.model)
+        went_on = changed(lr=.5).fit(epochs=2, save=tmp_path, resume=True)
+        assert went_on._lineage==fresh._lineage and Checkpoints(tmp_path).steps()==[24,12]
+        fresh.fit(epochs=0, save=tmp_path) # nothing is saved, so nothing is moved
+        aside, = tmp_path.glob('aside-*')
+        assert changed().fit(epochs=4, resume=aside).step==48
+
+
+def test_going_on_from_an_earlier_checkpoint_leaves_its_old_future_aside(tmp_path):
+    changed().fit(epochs=3, save=tmp_path)
+    with pytest.warns(UserWarning, match='aside-'): changed().fit(epochs=2, save=tmp_path, resume=Checkpoints(tmp_path).path(12))
+    assert Checkpoints(tmp_path).steps()==[24,12]
+    with pytest.warns(UserWarning, match='aside-'): changed().fit(epochs=2, save=tmp_path, resume=Checkpoints(tmp_path).path(12))
+    assert sorted(p.relative_to(tmp_path).parts[1] for p in tmp_path.glob('aside-*/*'))==['step-000000024','step-000000024','step-000000036']
+
+
+# Signals
+
+class Signal(Callback):
+    "Sends a signal to this process in the middle of a step."
+    def __init__(self, step, number): self.at,self.number = step,number
+    def before_update(self, t):
+        if t.step==self.at-1: os.kill(os.getpid(), self.number)
+
+
+class Raise(Callback):
+    "A Ctrl-C that arrives in the hook `name` of step 17."
+    def __init__(self, name): setattr(self, name, self.go)
+    def go(self, t):
+        if t.step==17: raise KeyboardInterrupt
+    def before_update(self, t): pass
+    def after_step(self, t): pass
+
+
+@pytest.mark.parametrize('number,error', [(signal.SIGINT,KeyboardInterrupt), (signal.SIGTERM,StopTraining)])
+def test_an_interrupted_fit_saves_its_step_and_goes_on_bit_for_bit(tmp_path, number, error):
+    straight,before = changed().fit(epochs=3),signal.getsignal(number)
+    with use():
+        t = changed(callbacks=[Signal(17,number)])
+        with pytest.raises(error): t.fit(epochs=3, save=tmp_path)
+        assert t.step==17 and Checkpoints(tmp_path).steps()==[17,12] and signal.getsignal(number)==before
+        assert error is KeyboardInterrupt or context().stop.reason=='SIGTERM'
+    resumed = changed().fit(epochs=3, save=tmp_path, resume=True)
+    assert resumed.step==36 and resumed.history.table()==straight.history.table() and same_weights(resumed.model, straight.model)
+
+
+@pytest.mark.parametrize('hook,steps', [('after_step',[17,12]), ('before_update',[12])])
+def test_only_a_whole_step_is_saved(tmp_path, hook, steps):
+    t = changed(callbacks=[Raise(hook)])
+    with pytest.raises(KeyboardInterrupt): t.fit(epochs=3, save=tmp_path)
+    assert Checkpoints(tmp_path).steps()==steps
+
+
+def test_handlers_of_others_are_left_alone():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+    try: assert changed(callbacks=[Signal(3,signal.SIGTERM)]).fit(epochs=1).step==12 and seen==[1]
+    finally: signal.signal(signal.SIGTERM, before)
+
+
+# An optimizer made outside
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(ValueError, match='holds no parameter of this model'): changed(opt=torch.optim.SGD(tiny().parameters(), lr=.1)).fit(epochs=1)
+
+
+@pytest.mark.parametrize('lr', [1e-3,.5])
+def test_what_an_optimizer_made_outside_leaves_out_is_said(lr):
+    model = tiny()
+    data = Data.from_tensors(samples(100), batch_size=8)
+    with pytest.warns(UserWarning, match=r'does not update 4 parameters of the model: 3.weight, 3.bias, 5.weight, …'):
+        Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model[0].parameters(), lr=.1)).fit(epochs=1)
+    with pytest.warns(UserWarning, match=rf'lr={lr} is not used: the optimizer was given ready made, with lr 0.1'):
+        Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model.parameters(), lr=.1), lr=lr).fit(epochs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        Trainer(model, data, F.cross_entropy, opt=torch.optim.SGD(model.parameters(), lr=.1)).fit(epochs=1)
+
+
+# What is said
+
+class Timed(list):
+    "A stream that knows the epoch in which each line was written."
+    def __init__(self): self.t,self.flushed = None,0
+    def __bool__(self): return True
+    def isatty(self): return False
+    def write(self, text): self.append((self.t.epoch,text))
+    def flush(self): self.flushed += 1
+
+
+def test_a_file_gets_a_line_an_epoch_as_it_ends():
+    out = Timed()
+    out.t = changed(callbacks=[Progress(out=out)])
+    out.t.fit(epochs=3)
+    assert [e for e,_ in out]==[0,1,2] and out.flushed==3 and [o.split('  ')[0] for _,o in out]==['epoch 1/3','epoch 2/3','epoch 3/3'] and all('val_loss' in o for _,o in out)
+
+
+def test_a_file_gets_lines_within_a_long_epoch():
+    out = Timed()
+    class Wait(Callback):
+        def after_step(self, t):
+            before = len(out)
+            while t.step<4 and len(out)==before: time.sleep(.005)
+    out.t = changed(callbacks=[Wait(), Progress(out=out, quiet=.02)])
+    out.t.fit(epochs=1)
+    assert [o.split('  ')[0] for _,o in out[:4]]==['epoch 1/1']*4
+
+
+def test_a_resumed_fit_says_where_it_goes_on(tmp_path, monkeypatch, capsys):
+    changed().fit(epochs=2, save=tmp_path/'checkpoints')
+    monkeypatch.setenv('MLSTACK_PROGRESS', 'yes')
+    changed().fit(epochs=2, save=tmp_path/'checkpoints', resume=True)
+    assert capsys.readouterr().out.splitlines()[0]=='already done: epoch 2 of 2'
+    changed().fit(epochs=3, save=tmp_path/'checkpoints', resume=True)
+    assert capsys.readouterr().out.splitlines()[0]=='going on from checkpoints/step-000000024, epoch 3 of 3'
+
+
+def test_ranks_are_told_their_common_batch():
+    class Two:
+        rank,world_size,device = 0,2,torch.device('cpu')
+        def wrap(self, model): return model
+        def no_sync(self, model): raise NotImplementedError
+        def sum(self, tensor): return tensor
+        def broadcast(self, model): pass
+        def barrier(self): pass
+    assert 'batch 8 x 2 ranks = 16 a step' in changed(parallel=Two()).explain()
+
+
+# A newcomer's mistakes
+
+class Frame:
+    def to_numpy(self): return np.ones((4,2))
+    def __iter__(self): return iter('ab')
+
+
+x,y = samples(8)
+@pytest.mark.parametrize('bad,says', [
+    (lambda: Data.from_tensors(x, y), r'write Data.from_tensors\(\(x,y\)\)'),
+    (lambda: Data.from_tensors((Frame(),y)), r'\.to_numpy\(\)'),
+    (lambda: Data(Frame()), r'\.to_numpy\(\)'),
+    (lambda: changed(lr='1e-3'), r"lr is '1e-3', a str.*lr=float\('1e-3'\)"),
+    (lambda: Trainer(tiny(), [(x,y)], nn.CrossEntropyLoss), r'class.*CrossEntropyLoss\(\)'),
+    (lambda: Trainer(tiny(), [(x,y)], 'mse'), "the loss is 'mse'.*cross_entropy"),
+    (lambda: Trainer(tiny(), [(x,y)]).fit(epochs=1), r'there is no loss, and the model does not take the whole batch \(float32\[8, 64\], int64\[8\]\)'),
+    (lambda: Trainer(tiny(), [x]).fit(epochs=1), 'give loss='),
+    (lambda: Trainer(tiny(), [(x,y)], F.cross_entropy, metrics=dict(acc=lambda out,y: out.argmax(1)==y)).fit(epochs=1), r"metric 'acc' returned bool\[8\]"),
+    (lambda: changed(metrics=dict(acc=lambda out,y: 'good')).fit(epochs=1), "metric 'acc' returned str"),
+    (lambda: changed().fit(epochs=1, resume='/nowhere/at/all'), 'nothing here to go on from'),
+])
+def test_a_newcomers_mistake_is_named(bad, says):
+    with pytest.raises((StepError,ValueError,RuntimeError), match='(?si)'+says): bad()
+
+
+def test_two_arrays_of_one_kind_are_training_and_validation():
+    assert Data.from_tensors(x, x.clone()).valid.n==8
+
+
+def test_a_type_error_within_the_model_is_left_alone():
+    class Broken(nn.Module):
+        def __init__(self): super().__init__(); self.w = nn.Parameter(torch.ones(1))
+        def forward(self, x, y): return x+None
+    with pytest.raises(TypeError, match='NoneType'): Trainer(Broken(), [(x,y)]).fit(epochs=1)
+
+
+def test_predict_takes_numpys_float64():
+    t,wide = changed(),x.numpy().astype(np.float64)
+    for given in (wide, (wide,y.numpy()), (wide,y)): assert torch.equal(t.predict(given), t.predict(x))

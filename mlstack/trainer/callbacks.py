@@ -227,9 +227,11 @@ class Progress(Callback):
         self.stream = self.out or sys.stderr
         self.mode = 'notebook' if self.out is None and _notebook() else 'bar' if self.stream.isatty() else 'line'
         if self.mode=='line': self.stream = self.out or sys.stdout
-        self.display,self.done = None,threading.Event()
+        self.display,self.done,self.said,self.drawn = None,threading.Event(),'',self.began
         self.thread = threading.Thread(target=self._watch, daemon=True, name='mlstack-progress')
         self.thread.start()
+    def after_epoch(self, t):
+        if self.mode=='line': self._draw(last=True)
     def after_fit(self, t):
         if not hasattr(self,'done'): return
         self.done.set(); self.thread.join()
@@ -237,7 +239,10 @@ class Progress(Callback):
         self.t = None # a trainer that nobody needs any more goes at once, and its parallel module with it
 
     def _watch(self):
-        while not self.done.wait(self.quiet if self.mode=='line' else self.every): self._draw()
+        if self.mode!='line':
+            while not self.done.wait(self.every): self._draw()
+        while not self.done.wait(max(self.drawn+self.quiet-time.monotonic(), .01)):
+            if time.monotonic()>=self.drawn+self.quiet: self._draw()
 
     def values(self, last=False):
         row,step = self.t.history.rows[-1] if self.t.history.rows else {}, self.t.history.last
@@ -261,7 +266,10 @@ class Progress(Callback):
 
     def _draw(self, last=False):
         if self.mode=='notebook': return self._show(last)
-        if self.mode=='line': text = self.line(last)+'\n'
+        if self.mode=='line':
+            text,self.drawn = self.line(last)+'\n',time.monotonic()
+            if text==self.said: return
+            self.said = text
         else: text = '\r\x1b[2K' + (self.line(last)+'\n' if last else self.bar())
         try: self.stream.write(text); self.stream.flush()
         except (OSError,ValueError): pass # a closed terminal must not end a training

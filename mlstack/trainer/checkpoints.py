@@ -9,7 +9,7 @@ __all__ = ['CheckpointError', 'write_checkpoint', 'verify', 'read_checkpoint', '
            'seed_all']
 
 # %% ../../nbs/trainer/04_checkpoints.ipynb #9ca8a9fb
-import hashlib, json, math, os, random, re, shutil, time, warnings
+import hashlib, itertools, json, math, os, random, re, shutil, time, warnings
 from collections import Counter, OrderedDict
 from pathlib import Path
 import numpy as np, torch
@@ -139,6 +139,25 @@ class Checkpoints:
     def _saved(self, step): # not the step: an older fit in the same folder may have gone further
         try: return json.loads((self.path(step)/'manifest.json').read_text())['saved']
         except (OSError,ValueError,KeyError): return math.inf
+
+    def put_aside(self,
+        lineage, # the training that goes on here
+        newest   # and the step it is at: what is later belongs to another future
+    ) -> list: # the folders
+        "Move the checkpoints of any other training to folders of their own, so that nobody resumes them by mistake; nothing is deleted."
+        moved = []
+        for step in self.steps():
+            path,old = self.path(step),self.folder/f'.step-{step:09d}.old'
+            if not path.exists(): path = old
+            try: theirs = json.loads((path/'manifest.json').read_text()).get('lineage')
+            except (OSError,ValueError): continue # damaged: its reader will say so
+            if theirs==lineage and step<=newest: continue
+            name = f'aside-{theirs or "unnamed"}'
+            to = next(p for n in itertools.count(1) if not (p := self.folder/(name if n==1 else f'{name}-{n}')/f'step-{step:09d}').exists())
+            to.parent.mkdir(exist_ok=True)
+            os.replace(path, to)
+            moved.append(to.parent)
+        return list(dict.fromkeys(moved))
 
     def latest(self, device='cpu'):
         "The checkpoint written last that is whole, as (path, parts); damaged ones are named in a warning. None if there is none."

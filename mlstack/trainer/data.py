@@ -56,6 +56,7 @@ def shuffled(
 def as_tensor(x):
     "`x` as a tensor, without a copy where possible; numpy's float64 becomes float32 and one-dimensional whole numbers int64, as torch's layers and losses want."
     if isinstance(x, torch.Tensor): return x
+    if hasattr(x,'to_numpy'): raise DataError(f'{type(x).__name__} is no tensor', 'Data.from_tensors', 'give its values: .to_numpy()')
     if not isinstance(x, (np.ndarray,list)): raise DataError(f'{type(x).__name__} is no tensor', 'Data.from_tensors', 'give tensors, numpy arrays or a dict of them')
     x = np.asarray(x)
     if x.dtype==np.float64: x = x.astype(np.float32)
@@ -185,6 +186,7 @@ class Batches:
     def __init__(self, iterable):
         try: iter(iterable)
         except TypeError: raise DataError(f'{type(iterable).__name__} cannot be iterated', 'Data', 'give a DataLoader, any iterable of batches, or tensors through Data.from_tensors') from None
+        if hasattr(iterable,'to_numpy'): raise DataError(f'a {type(iterable).__name__} is no series of batches', 'Data', 'use Data.from_tensors((x.to_numpy(), y.to_numpy()))')
         if isinstance(iterable, (str,bytes,dict,torch.Tensor,np.ndarray)): raise DataError(f'a {type(iterable).__name__} is no series of batches', 'Data', 'use Data.from_tensors((x,y)) for tensors and arrays')
         self.iterable,self.sampler = iterable,getattr(iterable,'sampler',None)
         self.sharded = hasattr(self.sampler,'set_epoch')
@@ -210,6 +212,11 @@ def source(obj):
         if _plain(obj): return Loader(obj)
     return Batches(obj)
 
+def _looks_like_a_pair(train, valid):
+    "Whether two bare arrays have one row for each other but rows of another kind."
+    if not all(isinstance(o,(torch.Tensor,np.ndarray)) and o.ndim for o in (train,valid)): return False
+    return len(train)==len(valid) and (train.shape[1:]!=valid.shape[1:] or train.dtype!=valid.dtype)
+
 class Data:
     "Batches to train on and, optionally, to validate on."
     def __init__(self,
@@ -226,6 +233,7 @@ class Data:
         drop_last:bool=True # leave out a last training batch that is not full
     ):
         "Data held in memory, on the device when it fits there."
+        if _looks_like_a_pair(train, valid): raise DataError('the second argument is the validation data, and this looks like the targets of the first', 'Data.from_tensors(x, y)', 'write Data.from_tensors((x,y)), with a pair of parentheses')
         return cls(Tensors(train, batch_size, shuffle, drop_last), None if valid is None else Tensors(valid, batch_size, shuffle=False))
 
     def __repr__(self):

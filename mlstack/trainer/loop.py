@@ -8,7 +8,8 @@
 __all__ = ['TrainerError', 'Trainer', 'seconds', 'Sentences', 'LrCurve']
 
 # %% ../../nbs/trainer/05_loop.ipynb #e0ac5c3c
-import copy, math, time as clock
+import copy, math, os, signal, threading, time as clock, warnings
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -16,16 +17,18 @@ from weakref import WeakKeyDictionary
 import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
-from ..core import MlstackError, Stop, StopTraining, context, provider, settings
-from .data import Data, DataError, source
-from .step import (Single, checked, choose_precision, clipper, forward_for, in_precision, is_torch_scheduler, make_optimizer,
-    make_step, move, on_device, scaler_for, schedule_for, size_of, split_target)
+from ..core import MlstackError, Stop, StopTraining, context, new_id, provider, settings
+from .data import Data, DataError, as_tensor, source
+from .step import (Single, check_values, checked, choose_precision, clipper, forward_for, in_precision, is_torch_scheduler, make_optimizer,
+    make_step, move, on_device, params_of, scaler_for, schedule_for, size_of, split_target)
 from .callbacks import Callback, History, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, hook_names, hooks
 from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
 
 # %% ../../nbs/trainer/05_loop.ipynb #f82e2ce0
 class TrainerError(MlstackError, ValueError):
     "Something the trainer was given that it cannot work with."
+
+_lr = 1e-3 # this very object tells that nobody gave another
 
 def _check_metrics(metrics, step):
     if metrics is None: return {}
@@ -36,6 +39,10 @@ def _check_metrics(metrics, step):
         if hasattr(f,'compute'): raise TrainerError(f'metric {k!r} keeps a state of its own, which is not supported yet', 'Trainer(metrics=)', 'give a function(output, target) that returns the mean over the batch')
         if not callable(f): raise TrainerError(f'metric {k!r} is a {type(f).__name__}', 'Trainer(metrics=)', 'give a function(output, target)')
     return metrics
+
+def _check_loss_function(loss):
+    if isinstance(loss,type): raise TrainerError(f'the loss {loss.__name__} is a class', 'Trainer(loss=)', f'give an instance: {loss.__name__}()')
+    if loss is not None and not callable(loss): raise TrainerError(f'the loss is {loss!r}' if isinstance(loss,str) else f'the loss is a {type(loss).__name__}', 'Trainer(loss=)', 'give the function itself, for instance torch.nn.functional.cross_entropy')
 
 def _resolve_parallel(parallel):
     if parallel is None: return Single()
@@ -52,7 +59,7 @@ class Trainer:
         data=None,             # Data, a DataLoader, or any iterable of batches
         loss=None,             # loss(output, target); None: the model returns it
         opt=torch.optim.AdamW, # class, partial, instance or word; None: the step updates
-        lr=1e-3,               # learning rate
+        lr=_lr,                # learning rate
         schedule=None,         # "cosine", a function of progress, or a torch scheduler
         metrics=None,          # name -> function(output, target)
         accumulate:int=1,      # batches an update
@@ -72,6 +79,8 @@ class Trainer:
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
         if clip is not None and not (isinstance(clip,(int,float)) and clip>0): raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, or None')
         if run is not None and not callable(getattr(run,'log',None)): raise TrainerError(f'run is a {type(run).__name__}, which cannot log', 'Trainer(run=)', 'give an object with .log(metrics, step=)')
+        if not isinstance(lr,(int,float,torch.Tensor)) and lr is not None: raise TrainerError(f'lr is {lr!r}, a {type(lr).__name__}', 'Trainer(lr=)', f'give a number: lr=float({lr!r})' if isinstance(lr,str) else 'give a number')
+        _check_loss_function(loss)
         check_callbacks(callbacks)
         self.model,self.data = model, data if data is None or isinstance(data,Data) else Data(data)
         if opt is None and loss is None and self.data is not None and self.data.valid is not None:
@@ -85,6 +94,8 @@ class Trainer:
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
+        self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
+        self._interrupted = self._whole = False
         self._fits,self._ahead,self._cut,self._place = 0,None,False,(None,None) # fits that ended; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
@@ -93,6 +104,22 @@ class Trainer:
         for hook in self._hooks[name]: hook(self)
 
 # %% ../../nbs/trainer/05_loop.ipynb #91c8704f
+def _made_with(optimizer):
+    "Class and settings of an optimizer as plain values, to be compared when a fit is resumed."
+    how = 'params','initial_lr','fused','foreach','capturable','differentiable' # how it computes, not what
+    plain = lambda v: v.item() if isinstance(v,torch.Tensor) else list(v) if isinstance(v,tuple) else v
+    return dict(optimizer=type(optimizer).__name__, groups=[{k: plain(v) for k,v in g.items() if k not in how and isinstance(v,(int,float,tuple,torch.Tensor))} for g in optimizer.param_groups])
+
+def _check_instance(optimizer, model, lr):
+    "An optimizer that was made outside has to hold the parameters of this model."
+    held = {id(p) for p in params_of(optimizer)}
+    out = [n for n,p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if held and not any(id(p) in held for p in model.parameters()):
+        raise TrainerError('the optimizer holds no parameter of this model', 'Trainer(opt=)', 'make it from the parameters of the model you pass, or give the class: the trainer then makes it')
+    if out: warnings.warn(f'the optimizer does not update {len(out)} parameters of the model: {", ".join(out[:3])}{", …" if len(out)>3 else ""}')
+    rates = [float(g['lr']) for g in optimizer.param_groups]
+    if lr is not _lr and lr not in rates: warnings.warn(f'lr={lr} is not used: the optimizer was given ready made, with lr {", ".join(f"{r:g}" for r in dict.fromkeys(rates))}')
+
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -108,9 +135,11 @@ def setup(self:Trainer):
     self.scaler = scaler_for(self.device, self.precision)
     self.scheduler = None
     if self.opt is None: self._why['opt'] = 'no optimizer: the step makes its own updates'; return
+    if isinstance(self.opt, torch.optim.Optimizer): _check_instance(self.opt, self.model, self.lr)
     self.optimizer,said = make_optimizer(self.opt, self.model, self.lr)
     self._why['opt'] = f'optimizer {said}'
     for g in self.optimizer.param_groups: g.setdefault('initial_lr', g['lr'])
+    self._recipe = _made_with(self.optimizer)
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
@@ -140,7 +169,7 @@ def _aim(self:Trainer, epochs, steps, time):
     self.last_epoch = None if epochs is None else f['epoch']+epochs
     self.limit = None if time is None else seconds(time)
     ends = [] if steps is None else [f['step']+steps]
-    if epochs is not None and self.steps_an_epoch(): ends.append(f['step'] + epochs*self.steps_an_epoch() - f['at']//self.accumulate)
+    if epochs is not None and self.steps_an_epoch(): ends.append(f['step'] + epochs*self.steps_an_epoch() - f['at']//self.accumulate + f.get('shift',0))
     self.last_step = min(ends, default=None)
 
 @patch
@@ -205,8 +234,8 @@ def _open(self:Trainer):
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
-    n = self.steps_an_epoch()
-    return n is not None and self.at>=n*self.accumulate
+    n = self.data.train.count(self.parallel.world_size)
+    return n is not None and self.at>=n
 
 @patch
 def _steps(self:Trainer) -> bool:
@@ -215,6 +244,7 @@ def _steps(self:Trainer) -> bool:
     batches = self._open()
     before_step,after_step,stop = self._hooks['before_step'],self._hooks['after_step'],self._stop
     step = fast = None
+    self._whole = False # True only where the state is that of a place between two steps
     for self.batch in batches:
         if fast is None: step,fast = self._build(self.batch)
         try:
@@ -224,9 +254,12 @@ def _steps(self:Trainer) -> bool:
         step = fast
         self.step += 1
         self.at += self.accumulate
+        self._whole = True
         for hook in after_step: hook(self)
         if stop.reason is not None: raise StopTraining(stop.reason)
+        if self._interrupted: raise KeyboardInterrupt
         if self.step==self.last_step: return self._over()
+        self._whole = False
     return True
 
 @patch
@@ -238,6 +271,7 @@ def _epochs(self:Trainer):
         self.model.train()
         try: ended = self._steps()
         except StopEpoch: ended = True
+        self._whole = True
         self.recorder.close(self.device)
         if self.data.valid is not None: self.validate()
         self._add_row(clock.monotonic()-began)
@@ -295,6 +329,44 @@ def _bind(self:Trainer, ctx):
     self._hooks = {n: hooks(inner,n) for n in hook_names}
 
 @patch
+@contextmanager
+def _signals(self:Trainer, stop):
+    "During a fit in the main thread SIGTERM asks to stop, and a Ctrl-C waits for the end of the step where it will be saved; a second one does not."
+    self._interrupted,loud = False,settings().progress
+    def terminate(*_): stop.set('SIGTERM')
+    def interrupt(*_):
+        if self._interrupted: raise KeyboardInterrupt
+        self._interrupted = True
+        if loud: os.write(2, b'\nstopping after this step; Ctrl-C again stops at once\n') # print may not be called in a handler
+    ours = [(signal.SIGTERM, signal.SIG_DFL, terminate)]
+    if self._saving and self.parallel.world_size==1: ours.append((signal.SIGINT, signal.default_int_handler, interrupt))
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n,do) for n,default,do in ours if main and signal.getsignal(n)==default}
+    try: yield
+    finally:
+        for n,handler in before.items(): signal.signal(n, handler)
+
+@patch
+def _say(self:Trainer, text):
+    if self.parallel.rank==0 and settings().progress: print(text, flush=True)
+
+@patch
+def _say_resumed(self:Trainer):
+    "Where a resumed fit goes on, or that nothing is left of it."
+    left = (self.last_epoch is None or self.epoch<self.last_epoch) and (self.last_step is None or self.step<self.last_step or self._between)
+    of = lambda at,end: f'{at} of {end}' if end is not None else str(at)
+    place = lambda n: f'epoch {of(n,self.last_epoch)}' if self.last_epoch is not None else f'step {of(self.step,self.last_step)}'
+    self._say(f'going on from {self._from.parent.name}/{self._from.name}, {place(self.epoch+1)}' if left else f'already done: {place(self.epoch)}')
+
+@patch
+def _save_interrupted(self:Trainer):
+    "After a Ctrl-C: a checkpoint of this step, if it is whole and not yet saved. Several ranks would wait for each other."
+    if not (self._saving and self._whole and self.step>self._saved_at and self.parallel.world_size==1): return
+    self.stopped,why = None,self.stopped # it is not over
+    self._save_now()
+    self.stopped = why
+
+@patch
 def fit(self:Trainer,
     epochs:int=None, # passes over the training data
     steps:int=None,  # updates
@@ -308,21 +380,31 @@ def fit(self:Trainer,
     self._saving = self._checkpoints(save or self._folder(ctx))
     self.setup()
     self._between,self.stopped,before = False,None,self.step
+    self._newest = False # whether this goes on from the newest checkpoint of the folder it saves to
     number,going_on = self._fits+1,self._go_on(resume if resume is not None else ctx.attempt>0 and self._saving is not None)
     if going_on=='past': self._fits = number; return self # this fit had ended when the checkpoint was written
     if going_on: self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
     else: self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0., number=number)
     if not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
-    if self.stopped: self._fits = number; return self # a callback had ended it
+    self._began_at,self._claim,self._saved_at = self.step, not self._newest, self.step
+    if self.stopped: # a callback had ended it
+        self._fits = number
+        self._say(f'already done, ended in epoch {len(self.history)}: {self.stopped}')
+        return self
     self._cut = True
     self._aim(epochs, steps, time)
+    if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
+    self._differs = []
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
     self.recorder.start(carry=self.at>0)
     try:
-        self.call('before_fit')
-        self._epochs()
+        if going_on: self._say_resumed()
+        with self._signals(ctx.stop):
+            self.call('before_fit')
+            self._epochs()
+            if self._interrupted: raise KeyboardInterrupt
     except StopTraining as e:
         self.stopped = str(e)
         try: self.recorder.close(self.device)
@@ -331,8 +413,10 @@ def fit(self:Trainer,
         if ctx.stop.reason is not None or self._stop.reason is not None: raise
     except BaseException as e:
         self.stopped = f'{type(e).__name__}: {e}'
-        try: self.recorder.close(self.device)
-        except Exception: pass # the first error is the one to report
+        try:
+            self.recorder.close(self.device)
+            if isinstance(e, KeyboardInterrupt): self._save_interrupted()
+        except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
         raise
     finally:
         self.batch = None
@@ -370,10 +454,11 @@ def validate(self:Trainer,
             if forward is None: forward = self._forward(batch, self.metrics)
             loss,values = forward(self.model, batch)
             values = {'loss':loss, **values}
-            if not n: names = list(values)
+            if not n: names = list(values); check_values(values)
             size = size_of(batch)
             totals,n = totals + _numbers(values,names,self.device)*size, n+size
             if stop is not None and stop.reason is not None: raise StopTraining(stop.reason)
+            if self._interrupted: raise KeyboardInterrupt
     if not n: totals = torch.zeros(len(names), device=self.device, dtype=torch.float32 if self.device.type=='mps' else torch.float64)
     sums = self.parallel.sum(torch.cat([totals, totals.new_tensor([n])])).tolist()
     if not sums[-1]: raise DataError('the validation data gave no batch', 'validate', 'check what filled it')
@@ -393,7 +478,8 @@ def _validation_source(self:Trainer, data):
 def _to_predict(self:Trainer, data):
     "Batches without their targets, as (positional, named)."
     takes = self.loss is not None or self.step_function is not None
-    if isinstance(data, np.ndarray): data = torch.from_numpy(data)
+    ready = lambda o: as_tensor(o) if isinstance(o,np.ndarray) else o # as Data.from_tensors does
+    data = {k: ready(v) for k,v in data.items()} if isinstance(data,dict) else tuple(map(ready,data)) if type(data) is tuple else ready(data)
     if isinstance(data, torch.Tensor):
         size = getattr(self.data and self.data.train,'batch_size',256)
         return (((b,),{}) for b in data.split(size))
@@ -417,6 +503,18 @@ def predict(self:Trainer,
 # %% ../../nbs/trainer/05_loop.ipynb #0fc31e38
 def _stateful(callbacks): return [c for c in callbacks if hasattr(c,'state_dict')]
 
+def _named(schedule):
+    schedule = getattr(schedule,'func',schedule)
+    return schedule if schedule is None or isinstance(schedule,str) else getattr(schedule,'__name__',type(schedule).__name__)
+
+@patch
+def _plan(self:Trainer) -> dict:
+    "What decides the batches and updates of this fit, as plain values."
+    src = None if self.data is None else self.data.train
+    held = getattr(getattr(src,'plan',None),'tensors',src)
+    return self._recipe | {'schedule': _named(self.schedule), 'accumulate': self.accumulate, 'clip': self.clip, 'items': getattr(held,'n',None),
+        'batch_size': getattr(held,'batch_size',None), 'batches': None if src is None else src.count(self.parallel.world_size)}
+
 @patch
 def _state(self:Trainer) -> dict:
     "The parts of a checkpoint, as this rank has to write them."
@@ -424,23 +522,35 @@ def _state(self:Trainer) -> dict:
     if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng)}
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped,
+    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
         precision=self.precision, optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(),
         recorder=self.recorder.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
 
 @patch
 def _note(self:Trainer):
-    return dict(step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, device=self.device.type, threads=torch.get_num_threads())
+    return dict(lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, device=self.device.type, threads=torch.get_num_threads())
 
 @patch
 def _parallel_writer(self:Trainer): return self.parallel if self.parallel.world_size>1 else None
+
+@patch
+def _claim_folder(self:Trainer):
+    "Before the first save of a fit that was not resumed from this folder: what lies there of another training goes aside."
+    self._claim = False
+    if self.parallel.rank>0: return
+    aside = self._saving.put_aside(self._lineage, self._began_at)
+    if not aside: return
+    self._why['aside'] = f'{self._saving.folder.name} held checkpoints of another training, which are now in {", ".join(p.name for p in aside)}: resume=FOLDER goes on with one of them'
+    warnings.warn(self._why['aside'])
 
 @patch
 def _save_now(self:Trainer):
     self.recorder.close(self.device)
     asked = self._stop.reason is not None # then the run goes on some day, so it is not over
     stopped,self.stopped = self.stopped, None if asked else self.stopped
+    if self._claim: self._claim_folder()
     self._saving.save(self.step, self._state(), self._note(), self._parallel_writer())
+    self._saved_at = self.step
     self.stopped = stopped
 
 @patch
@@ -461,6 +571,45 @@ def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
 
+_words = dict(batch_size='batch size', items='number of items', batches='batches an epoch', accumulate='accumulate', clip='clip')
+
+def _compare(then, now):
+    "Sentences on how the plans of a checkpoint and of this fit differ; what an older checkpoint does not say is not compared."
+    said = [f'{word} {then[k]} then, {now[k]} now' for k,word in _words.items() if k in then and then[k]!=now[k] and (k=='clip' or None not in (then[k],now[k]))]
+    if then.get('optimizer',now.get('optimizer'))!=now.get('optimizer'): said.append(f'{now["optimizer"]} starts anew, the checkpoint has the state of {then["optimizer"]}')
+    else:
+        for a,b in zip(then.get('groups',()), now.get('groups',())):
+            said += [f'{k} {a[k]:.6g} of the checkpoint is used, not {b[k]:.6g}' if isinstance(a[k],float) and isinstance(b[k],float) else f'{k} {a[k]} of the checkpoint is used, not {b[k]}' for k in a if k in b and a[k]!=b[k]]
+    if 'schedule' in then and then['schedule']!=now['schedule']: said.append(f'schedule {now["schedule"]} is used, not {then["schedule"]} of the checkpoint')
+    return list(dict.fromkeys(said))
+
+@patch
+def _adapt(self:Trainer, then, seed, processes):
+    "Compare with the checkpoint's plan, note what differs, and find this place in batches of another size."
+    now = self._plan()
+    if processes!=self.parallel.world_size: then = {k:v for k,v in then.items() if k!='batches'} # the same order in other shares
+    self._differs = _compare(then, now)
+    if seed!=self.seed and not self._drawn: self._differs.append(f'seed {seed} of the checkpoint is used, not {self.seed}')
+    known = {k for k in ('batch_size','items','batches','accumulate') if None not in (then.get(k),now[k]) and then[k]!=now[k]}
+    if processes!=self.parallel.world_size: self.at = self.at*processes//self.parallel.world_size # the global order is the same
+    if 'batch_size' in known: self.at = self.at*then['batch_size']//now['batch_size']
+    if (known or processes!=self.parallel.world_size) and self.data is not None and (an_epoch := self.steps_an_epoch()):
+        f,rest = self._fit,math.ceil(max(now['batches']-self.at, 0)/self.accumulate)
+        f['shift'] = self.step+rest-f['step']+f['at']//self.accumulate - (self.epoch+1-f['epoch'])*an_epoch # so that epochs end as epochs
+
+@patch
+def _load_optimizer(self:Trainer, s, path):
+    "The states of optimizer, scheduler and scaler; one of another class stays new."
+    then,now = s.get('plan',{}),self._plan()
+    same = then.get('optimizer',now.get('optimizer'))==now.get('optimizer')
+    planned = then.get('schedule',now['schedule'])==now['schedule']
+    try:
+        for name,wanted in dict(optimizer=same, scheduler=same and planned, scaler=True).items():
+            if wanted and getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
+    except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
+    if self.optimizer is not None and same and not planned and self.scheduler is None:
+        for g in self.optimizer.param_groups: g['lr'] = g['initial_lr'] # where the old schedule had left it is no rate to keep
+
 @patch
 def _take(self:Trainer, path, parts):
     "Take over the state that was read from `path`."
@@ -468,24 +617,24 @@ def _take(self:Trainer, path, parts):
     s,note = parts['training'],parts['manifest']
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
     _load_model(self.model, parts['model'], path)
-    try:
-        for name in ('optimizer','scheduler','scaler'):
-            if getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
-    except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
-    self.step,self.epoch,self.at,self._fit,self.seed,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['seed'],s['stopped']
+    self._from = Path(path).absolute()
+    self._load_optimizer(s, path)
+    self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['stopped']
+    self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
+    self.seed,self._lineage = s['seed'],note.get('lineage',self._lineage)
+    if s.get('plan',{}).get('optimizer')==self._recipe.get('optimizer')!=None: self._recipe = {k: s['plan'][k] for k in self._recipe} # what is used from here on
     self.history.load_state_dict(s['history'])
     self.recorder.load_state_dict(s['recorder'])
     mine = _stateful(self.callbacks)
     for (name,state),c in zip(s['callbacks'], mine):
         if name==type(c).__name__: c.load_state_dict(state)
-    r,world = self.parallel.rank,self.parallel.world_size
+    r = self.parallel.rank
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
     self._seeded = True
-    if note['world_size']!=world: self.at = self.at*note['world_size']//world # the global order is the same
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
     drawn = self.at and getattr(getattr(self.data and self.data.train,'loader',None), 'num_workers', 0)
-    self._why['resume'] = f'resumed at step {self.step}: ' + ('bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f'within tolerance ({"; ".join(other)})')
+    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f': within tolerance ({"; ".join(other)})')
 
 @patch
 def load(self:Trainer,
@@ -494,6 +643,7 @@ def load(self:Trainer,
     "Take over everything a checkpoint holds; the next `fit` goes on from there."
     self.setup()
     path = Path(path)
+    if not path.exists() and not path.with_name(f'.{path.name}.old').exists(): raise CheckpointError('there is nothing here to go on from', str(path), 'give a folder that fit(save=FOLDER) has written, or one checkpoint in it')
     if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest()): self._take(*found)
     else: self._take(path, read_checkpoint(path))
     return self
@@ -524,12 +674,14 @@ def _go_on(self:Trainer, resume):
 @patch
 def _resume(self:Trainer, resume) -> bool:
     "Take over the newest good checkpoint, if resuming is asked for and there is one."
+    self._newest = False # whether this goes on from the newest checkpoint of the folder it saves to
     if not resume: return False
     if resume is not True: self.load(resume); return True
     if self._saving is None: raise TrainerError('there is nowhere to resume from', 'fit(resume=True)', 'give save=FOLDER, or resume=PATH')
     found = self._saving.latest()
     if found is None: self._why['resume'] = 'nothing to resume from: started at the beginning'; return False
     self._take(*found)
+    self._newest = True
     return True
 
 # %% ../../nbs/trainer/05_loop.ipynb #cdb5f62c
@@ -546,6 +698,8 @@ def explain(self:Trainer) -> Sentences:
     if src is not None:
         self._why['data'] = f'order of seed {self.seed}, ' + {'Tensors':'data held whole, batched by indexing on the device','Loader':'a DataLoader whose order is keyed',
             'Batches':'batches in the order in which they come: resuming has to read up to its place'}.get(type(src).__name__, type(src).__name__)
+    size,ranks = self._plan()['batch_size'],self.parallel.world_size
+    if ranks>1 and size: self._why['batch'] = f'batch {size} x {ranks} ranks = {size*ranks} a step' if self.accumulate==1 else f'batch {size} x {ranks} ranks x {self.accumulate} = {size*ranks*self.accumulate} a step'
     if self.accumulate>1: self._why['accumulate'] = f'{self.accumulate} batches an update'
     if self.clip: self._why['clip'] = f'gradients clipped to norm {self.clip}, on the device'
     if self.schedule is not None: self._why['schedule'] = f'schedule {getattr(self.schedule,"__name__",self.schedule)}'
