@@ -474,8 +474,11 @@ def test_the_newest_checkpoint_is_the_one_written_last(tmp_path):
         x = torch.ones(16,2)
         return Trainer(nn.Linear(2,1), Data.from_tensors((x,x[:,:1]), batch_size=8), nn.functional.mse_loss, lr=lr)
     job(.1).fit(epochs=5, save=tmp_path)
-    second = job(.2).fit(epochs=1, save=tmp_path)
+    with pytest.warns(UserWarning, match='held checkpoints of another training'): second = job(.2).fit(epochs=1, save=tmp_path)
     assert job(.2).load(tmp_path).step == second.step == 2
+    folder = Checkpoints(tmp_path/'by hand') # where nothing was put aside the time decides, not the step
+    for step in (5,2): folder.save(step, dict(model=dict(step=step)))
+    assert folder.latest()[0].name == 'step-000000002'
 
 
 def _simple(seed=0, epochs=1, **kw):
