@@ -7,8 +7,8 @@ Distributed training is one program that runs several times at once, each copy w
 # %% auto #0
 __all__ = ['join_group', 'leave_group', 'launch']
 
-# %% ../../nbs/ddp/01_launching.ipynb #59ba348f
-import os, tempfile
+# %% ../../nbs/ddp/01_launching.ipynb #15dbffc8
+import gc, os, tempfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from .. import workers
 from ..core import MlstackError, context, new_id
 from ..hardware import threads as threads_for
 
-# %% ../../nbs/ddp/01_launching.ipynb #d0727a2d
+# %% ../../nbs/ddp/01_launching.ipynb #ea80c6e6
 def _backend(nprocs):
     import torch
     return 'nccl' if torch.cuda.is_available() and torch.cuda.device_count() >= nprocs else 'gloo'
@@ -40,7 +40,9 @@ def join_group(
 def leave_group():
     "Leave the default process group."
     import torch.distributed as dist
-    if dist.is_initialized(): dist.destroy_process_group()
+    if not dist.is_initialized(): return
+    gc.collect() # a DDP module that outlives its group waits for threads that are gone
+    dist.destroy_process_group()
 
 # %% ../../nbs/ddp/01_launching.ipynb #91b5af6d
 def _rank(fn, args, kwargs, store, backend, timeout):
