@@ -307,11 +307,12 @@ def read_header(path):
     if len(data)<size or crc32(text)!=crc: raise bad('its header is damaged')
     return json.loads(text),size
 
-# %% ../../nbs/tracking/01_lanes.ipynb #02814c9c
+# %% ../../nbs/tracking/01_lanes.ipynb #c617ceb6
 class LaneFile:
     "A lane as a reader sees it, while it is written or long after."
     def __init__(self, path):
         self.path = Path(path)
+        self.name = self.path.name
         self.info,self.start = read_header(path)
         self.keys,self.size = tuple(self.info['keys']),self.info['record']
 
@@ -348,3 +349,13 @@ class LaneFile:
         return rows if ok.all() else rows[ok]
 
     def column(self, key): return self.rows()['values'][:,self.keys.index(key)]
+
+    def series(self, key):
+        "Step, time and value of one column."
+        rows = self.rows()
+        return rows['step'],rows['time'],rows['values'][:,self.keys.index(key)]
+
+    def columns(self):
+        "Steps, times, and the values of each key."
+        rows = self.rows()
+        return rows['step'],rows['time'],{k: rows['values'][:,i] for i,k in enumerate(self.keys)}
