@@ -1,5 +1,5 @@
 """The store behind the runs: columns and index, while they are killed, raced, damaged and deleted. The lessons are in nbs/tracking."""
-import json, os, random, struct, subprocess, sys, time, warnings
+import json, math, os, random, struct, subprocess, sys, time, warnings
 from pathlib import Path
 
 import pytest
@@ -7,10 +7,10 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError
-from mlstack.tracking import columns, recorder
+from mlstack.tracking import columns, index, query, recorder
 from mlstack.tracking.columns import compact, read_lanes
 from mlstack.tracking.lanes import LaneFile
-from mlstack.tracking.query import Record
+from mlstack.tracking.query import Record, runs
 
 np = pytest.importorskip('numpy')
 KILLS = int(os.environ.get('MLSTACK_TEST_KILLS', 6))
@@ -271,5 +271,227 @@ def test_a_reader_compacts_what_has_been_over_for_a_minute(folder, monkeypatch):
 
 def test_finish_does_not_compact_and_imports_nothing(folder):
     p = python('import mlstack.tracking as track, sys\nrun = track.init(project="f")\nfor i in range(100): run.log(a=1.)\nrun.finish()\nprint([o for o in ("numpy","pandas","sqlite3","mlstack.tracking.columns") if o in sys.modules])')
+    out, err = p.communicate()
+    assert out.strip() == '[]', err
+
+
+# -- index: the same answers -----------------------------------------------------------------------------------------------------
+
+def make(folder, n, rng, project='many'):
+    "Runs of all kinds, written as the recorder writes them, ten minutes ago."
+    odd = [None, True, float('nan'), float('inf'), 2**70, 'text', 'é\udc80', [1, 'a'], {'deep': {'x': 1}}, -0., '']
+    for i in range(n):
+        id = f'{project}-{rng.randrange(10**9):09}'
+        path = folder/project/id
+        for o in ('events', 'lanes'): (path/o).mkdir(parents=True)
+        t = 1.7e9+i*rng.random()
+        (path/'meta.json').write_text(json.dumps(dict(id=id, name=rng.choice(['calm', 'keen', id]), project=project, created=t, tags=rng.sample(['a', 'b', 'c'], rng.randrange(3)), group=rng.choice(['', 'g']))))
+        config = {k: rng.choice([rng.random(), rng.randrange(5), *odd]) for k in rng.sample(['lr', 'a.b', 'opt', 'state', 'name', 'x y'], rng.randrange(5))} | {'opt': {'name': rng.choice(['adam', 'sgd']), 'lr': rng.random()}}
+        events = [dict(k='start', t=t, owner=True, process=dict(host='elsewhere', pid=1), command=['python', 'x.py'], rank=0)]
+        events += [dict(k='config', t=t, p=[k], v=v) for k, v in config.items()]
+        if rng.random() < .3: events.append(dict(k='summary', t=t, v={'loss': rng.random(), 'best.acc': 1}))
+        if rng.random() < .9: events.append(dict(k='finish', t=t+9, state=rng.choice(['finished', 'failed']), error=rng.choice(['', 'ValueError: x']), last={'loss': rng.choice([rng.random(), *odd]), 'acc': rng.random()}, lanes={}))
+        (path/'events'/'w.jsonl').write_text(''.join(json.dumps(o)+'\n' for o in events))
+        os.utime(path/'events', (time.time()-600,)*2)
+
+
+names = ['lr', 'a.b', 'opt', 'opt.name', 'opt.lr', 'state', 'name', '`x y`', 'loss', 'acc', 'best.acc', 'config.lr', 'config.state', 'summary.loss', 'run.name', 'run.state', 'run.nothing', 'tags', 'group',
+    'error', 'seconds', 'created', 'command', 'host', 'id', 'opt.nothing', 'config.opt.name']
+constants = ['.5', '2', "'adam'", "'finished'", 'None', 'True', "'2023-11-14'", "'calm'", "''", '0']
+
+
+def sentence(rng, depth=0):
+    "A random question."
+    o = rng.random()
+    if depth < 2 and o < .4: return f'({sentence(rng, depth+1)} {rng.choice(["and", "or"])} {sentence(rng, depth+1)})'
+    if o < .5: return f'not {sentence(rng, depth+1)}' if depth < 3 else 'lr > 0'
+    if o < .6: return f'{rng.choice(names)}.{rng.choice(["has", "contains", "startswith"])}({rng.choice(constants)})'
+    if o < .66: return f'len({rng.choice(names)}) > 2'
+    if o < .72: return f'{rng.choice(names)} in [{rng.choice(constants)}, {rng.choice(names)}]'
+    if o < .78: return f'{rng.choice(constants)} < {rng.choice(names)} <= {rng.choice(constants)}'
+    if o < .84: return f'{rng.choice(names)}*2 {rng.choice("+-*/%")} 1 < {rng.choice(names)}'
+    return f'{rng.choice(names)} {rng.choice(["<", "<=", ">", ">=", "==", "!=", "in", "not in", "is", "is not"])} {rng.choice(constants+names)}'
+
+
+def slowly(question, project=None):
+    "The ids without an index, and what was warned of."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        match, names = query.parse_query(question)
+        found = query._from_folders(core.settings().runs, project, match, names, question)
+    return sorted(o.id for o in found), sorted(str(o.message).split(';')[0] for o in said)
+
+
+def quickly(question, project=None):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        found = list(runs(question, project=project))
+    return sorted(o.id for o in found), sorted(str(o.message).split(';')[0] for o in said)
+
+
+def file(folder): return index.index_file(folder)
+
+
+@pytest.mark.filterwarnings('ignore::SyntaxWarning')
+@pytest.mark.parametrize('seed', range(3))
+def test_random_questions_are_answered_alike(folder, seed):
+    rng = random.Random(seed)
+    make(folder, 80, rng)
+    make(folder, 20, rng, 'other')
+    (folder/'many'/'foreign').mkdir()
+    assert len(runs()) == 100 and file(folder).exists()
+    assert sum('facts' not in vars(o) for o in runs()) > 70  # most came from the index
+    some = 0
+    for _ in range(150):
+        q = sentence(rng)
+        project = rng.choice([None, None, 'many', 'other', 'nowhere'])
+        want = slowly(q, project)
+        assert quickly(q, project) == want, q
+        some += 0 < len(want[0]) < 80
+    assert some > 30
+
+
+def test_what_changes_is_seen_at_once(folder):
+    rng = random.Random(1)
+    make(folder, 60, rng)
+    made = [track.init(project='many', id=f'own{i}', config=dict(lr=1.), reinit='create_new') for i in range(3)]
+    for _ in range(2): assert len(runs('state == "running" and lr == 1 and id.startswith("own")')) == 3
+    for o in made: o.log(loss=1.)
+    made[0].finish()
+    assert [o.id for o in runs('id == "own0" and state == "finished" and loss == 1')] == ['own0']
+    for o in made[1:]: o.finish()
+    for o in made: os.utime(o.path/'events', (time.time()-600,)*2)
+    for _ in range(2): assert len(runs('id.startswith("own") and state == "finished"')) == 3
+    assert all(o.row for o in runs('id.startswith("own")'))
+    with track.init(project='many', id='own1', resume=True) as again:  # gone on with
+        assert [o.id for o in runs('state == "running" and id == "own1"')] == ['own1']
+        again.tags = ['tagged']
+        again.summary['loss'] = 7.
+    assert [o.id for o in runs('tags.has("tagged") and loss == 7')] == ['own1'] and len(runs()) == 63
+    import shutil
+    shutil.rmtree(made[2].path)
+    assert len(runs()) == 62 and not runs('id == "own2"')
+    with pytest.warns(UserWarning, match="none of the 62 runs has a 'lrr'.*did you mean 'lr'"): assert not runs('lrr > 1')
+    (folder/'many'/'own0'/'meta.json').write_text('{')
+    os.utime(folder/'many'/'own0'/'events')
+    query._cache.clear()
+    with pytest.warns(UserWarning, match='meta.json is damaged'): assert len(runs()) == 61
+
+
+def test_a_killed_run_is_kept_and_its_summary_is_its_last_row(folder):
+    make(folder, 60, random.Random(0))
+    p = python('import mlstack.tracking as track, os\nrun = track.init(project="many", id="dead")\nfor i in range(50): run.log(val=i*1.)\nos.kill(os.getpid(), 9)')
+    p.communicate()
+    os.utime(folder/'many'/'dead'/'events', (time.time()-600,)*2)
+    for _ in range(2): assert [o.id for o in runs('state == "killed" and val == 49')] == ['dead']
+    assert runs('id == "dead"')[0].row and runs('id == "dead"').best('val', 'max').id == 'dead'
+
+
+def test_best_from_the_index_is_the_best(folder):
+    for i in range(55):
+        with track.init(project='best', id=f'b{i}', reinit='create_new') as run:
+            for s in range(20): run.log(loss=((i*7+s*3) % 101)/10 if i else math.nan, n=i)
+            if i == 9: run.summary['loss'] = -1.
+            if i == 11: run.log(loss='text')
+        os.utime(run.path/'events', (time.time()-600,)*2)
+    want = {(m, mode): min(((v if mode == 'min' else -v), o.id) for o in runs() if (v := query.best_value(Record(o.path), m, mode)) is not None)[0] for m in ('loss', 'n') for mode in ('min', 'max')}
+    for _ in range(3):
+        for (m, mode), v in want.items():
+            best = runs().best(m, mode)
+            assert query.best_value(best, m, mode) == (v if mode == 'min' else -v)
+    assert runs().best('loss', 'min').id == 'b9' and all(o.row for o in runs())
+    with pytest.raises(MlstackError, match="(?i)did you mean 'loss'"): runs().best('losss', 'min')
+
+
+# -- index: damage, kills, races -------------------------------------------------------------------------------------------------
+
+def test_a_damaged_index_is_made_anew(folder):
+    rng = random.Random(0)
+    make(folder, 60, rng)
+    questions = ['', 'acc > .5', 'state == "finished" and opt.name == "adam"']
+    want = [slowly(q) for q in questions]
+    assert [quickly(q) for q in questions] == want
+    for i in range(40):
+        path = file(folder)
+        data = bytearray(path.read_bytes()) if path.exists() else bytearray()
+        for o in (path.with_name(path.name+'-wal'), path.with_name(path.name+'-shm')):
+            if rng.random() < .5: o.unlink(missing_ok=True)
+        if i % 4 == 0: path.unlink(missing_ok=True)
+        elif i % 4 == 1: path.write_bytes(data[:rng.randrange(len(data)+1)])
+        elif i % 4 == 2: path.write_bytes(os.urandom(rng.randrange(20000)))
+        else:
+            at = rng.randrange(0, max(1, len(data)-4096))//4096*4096  # a page of rubbish
+            path.write_bytes(data[:at]+os.urandom(4096)+data[at+4096:])
+        assert [quickly(q) for q in questions] == want, i
+
+
+def test_an_index_of_another_version_or_none_at_all(folder):
+    import sqlite3
+    make(folder, 60, random.Random(0))
+    want = quickly('acc > .5')
+    con = sqlite3.connect(file(folder))
+    con.execute('PRAGMA user_version=99')
+    con.close()
+    assert quickly('acc > .5') == want
+    import shutil
+    shutil.rmtree(folder/'.index')
+    (folder/'.index').write_text('in the way')
+    assert quickly('acc > .5') == want
+
+
+def test_a_locked_index_is_done_without(folder, monkeypatch):
+    import sqlite3
+    make(folder, 60, random.Random(0))
+    want = quickly('acc > .5')
+    real = sqlite3.connect
+    monkeypatch.setattr(index.sqlite3, 'connect', lambda *a, **k: real(*a, **(k | dict(timeout=.05))))
+    make(folder, 5, random.Random(5))
+    con = real(file(folder), isolation_level=None)
+    con.execute('BEGIN EXCLUSIVE')
+    assert quickly('acc > .5') == slowly('acc > .5') != want
+    con.execute('ROLLBACK')
+    assert quickly('acc > .5') == slowly('acc > .5')
+
+
+ASK = """
+import sys
+from mlstack.tracking.query import runs
+print('on', flush=True)
+while True: print(len(runs(sys.argv[1])), flush=True)
+"""
+
+
+@pytest.mark.parametrize('seed', range(max(2, KILLS//3)))
+def test_sigkill_while_indexing(folder, seed):
+    rng = random.Random(seed)
+    make(folder, 150, rng)
+    want = slowly('acc > .5')
+    for i in range(4):
+        if i % 2: file(folder).unlink(missing_ok=True)
+        p = python(ASK, 'acc > .5')
+        p.stdout.readline()
+        time.sleep(rng.uniform(0, .15))
+        p.kill()
+        said = p.communicate()[0].split()
+        assert set(said[:-1]) <= {str(len(want[0]))}
+        assert quickly('acc > .5') == want
+
+
+def test_four_ask_at_once_while_the_index_is_deleted(folder):
+    make(folder, 120, random.Random(0))
+    want = str(len(slowly('acc > .5')[0]))
+    ps = [python(ASK, 'acc > .5') for _ in range(4)]
+    for p in ps: p.stdout.readline()
+    for _ in range(10):
+        time.sleep(.1)
+        index._remove(folder)
+    for p in ps: p.kill()
+    for p in ps:
+        out, err = p.communicate()
+        assert len(out.split()) > 3 and set(out.split()[:-1]) == {want}, err
+
+
+def test_tracking_is_imported_without_sqlite():
+    p = python("import sys, mlstack.tracking as track\nfrom mlstack.tracking.query import runs\nprint([o for o in ('sqlite3', 'numpy', 'pandas') if o in sys.modules])")
     out, err = p.communicate()
     assert out.strip() == '[]', err

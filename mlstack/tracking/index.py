@@ -13,11 +13,12 @@ Each machine has its own, because only the machine a run was killed on knows tha
 # %% auto #0
 __all__ = ['VERSION', 'facts_of', 'settled', 'Found', 'find', 'index_file', 'extremes']
 
-# %% ../../nbs/tracking/03a_index.ipynb #134a6d69
+# %% ../../nbs/tracking/03a_index.ipynb #b998d797
 import json, os, sqlite3, time
 from datetime import datetime
 from pathlib import Path
 
+from .lanes import DamagedFile
 from .origins import alive
 from .query import MISSING, Record, _facts_of_a_run, _nested, best_value, lookup, query_test
 
@@ -80,7 +81,7 @@ def _subfolders(folder):
     try: return [o.name for o in os.scandir(folder) if o.name[0]!='.' and o.is_dir()]
     except OSError: return []
 
-# %% ../../nbs/tracking/03a_index.ipynb #7b02890f
+# %% ../../nbs/tracking/03a_index.ipynb #d99194ac
 def _overlay(name):
     "Where a query looks for a name, the last first."
     first,_,rest = name.partition('.')
@@ -140,9 +141,9 @@ def _find(con, folder, project, query):
     con.execute('COMMIT')
     believed = set(known.values())
     read,problems = _read(folder, [o for o in disk if o not in believed])
-    keep = [(known[n][1], Record.late(f'{folder}/{known[n][0]}/{known[n][1]}', n)) for n in found]
+    keep = [(f, Record.late(f'{folder}/{p}/{f}', n)) for n in found for p,f in (known[n],)]
     keep += [(key[1], o) for key,o in read.items() if test(lambda name, o=o: lookup(o, name))]
-    unknown = {k for k in unknown if all(lookup(o, k) is MISSING for o in read.values())} if not keep else set()
+    unknown = {k for k in unknown if all(lookup(o, k) is MISSING for o in read.values())} if not keep and (known or read) else set()
     names_there = {o[0][2:] for o in con.execute('SELECT DISTINCT name FROM facts')} if unknown else set()
     _store(con, {k:o for k,o in read.items() if time.time_ns()-disk[k]>2e9}, disk, [n for p,f,changed,n in rows if disk.get((p,f))!=changed])
     keep.sort(key=lambda o: o[0], reverse=True)
@@ -155,7 +156,7 @@ def _read(folder, keys):
         path = Path(folder,*key)
         if not os.path.exists(path/'meta.json'): continue
         try: out[key] = Record(path)
-        except (ValueError,OSError,RuntimeError) as e: problems.append(str(e))
+        except (DamagedFile,OSError) as e: problems.append(str(e))
     return out,problems
 
 def _store(con, read, disk, gone):
@@ -184,8 +185,10 @@ def _store(con, read, disk, gone):
         con.execute('ROLLBACK')
         raise
 
-# %% ../../nbs/tracking/03a_index.ipynb #aa2d95c7
-def index_file(folder): return Path(folder)/'.index'/f'{os.uname().nodename}.sqlite'
+# %% ../../nbs/tracking/03a_index.ipynb #cca51534
+def index_file(folder):
+    "Where this machine keeps what it knows of a runs folder."
+    return Path(folder)/'.index'/f'{os.uname().nodename}.sqlite'
 
 def _connect(folder):
     "The index of a runs folder; made if it is not there or of another version."

@@ -350,7 +350,7 @@ def parse_query(text):
     test,names = query_test(text)
     return (lambda record: test(lambda name: lookup(record, name))),names
 
-# %% ../../nbs/tracking/03_query.ipynb #c2798776
+# %% ../../nbs/tracking/03_query.ipynb #8a32c712
 def runs(
     query='',    # such as "lr > 1e-3 and state == 'finished'"
     project=None,# default: all
@@ -379,6 +379,7 @@ MANY = 50 # runs from which on an index is worth its file
 
 def _many(folder, project):
     "Whether there are so many runs that they are looked up in the index."
+    if os.path.exists(f'{folder}/.index/{os.uname().nodename}.sqlite'): return True
     n = 0
     for o in [os.path.join(folder,project)] if project else [o.path for o in os.scandir(folder) if o.is_dir() and o.name[0]!='.'] if os.path.isdir(folder) else []:
         try: n += len(os.listdir(o))
