@@ -21,6 +21,7 @@ test: venv debian
 
 bench: venv
 	@$(BIN)/python -m tests.bench $(CASES)
+	@$(if $(CASES),true,echo "random moments of kills, the full number" && MLSTACK_FULL=1 $(BIN)/python -m pytest tests -k "kill")
 
 docs: venv
 	@$(BIN)/python docs/site.py build

@@ -241,7 +241,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlstack.sweeps.agents._short': ('sweeps/agents.html#_short', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.as_number': ('sweeps/agents.html#as_number', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.cells': ('sweeps/agents.html#cells', 'mlstack/sweeps/agents.py'),
-                                       'mlstack.sweeps.agents.cores': ('sweeps/agents.html#cores', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.last_line': ('sweeps/agents.html#last_line', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.line': ('sweeps/agents.html#line', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.look_up': ('sweeps/agents.html#look_up', 'mlstack/sweeps/agents.py'),

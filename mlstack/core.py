@@ -150,7 +150,7 @@ def write_file(
         raise
     return path
 
-# %% ../nbs/00_core.ipynb #7505723c
+# %% ../nbs/00_core.ipynb #7c818d3e
 class StopTraining(Exception):
     "Raised at the next step or log once somebody asked this process to stop; `str()` is the reason."
 
@@ -164,10 +164,10 @@ class Stop:
         if self.reason is not None: raise StopTraining(self.reason)
     def __repr__(self): return f'Stop({self.reason!r})'
 
-_fields = dict(run='', parent='', project='', sweep='', trial='', job='', attempt=0, rank=0, local_rank=0, world_size=1, checkpoints='')
+_fields = dict(run='', parent='', project='', runs='', sweep='', trial='', job='', attempt=0, rank=0, local_rank=0, world_size=1, checkpoints='')
 
 class Context(namedtuple('Context', (*_fields,'stop','link'), defaults=(*_fields.values(),None,None))):
-    "Which run, parent run, project, sweep, trial, job, attempt, rank and checkpoint folder this process has, its stop flag, and in a worker the `link` to its caller."
+    "Which run, parent run, project, runs folder, sweep, trial, job, attempt, rank and checkpoint folder this process has, its stop flag, and in a worker the `link` to its caller."
     __slots__ = ()
     def replace(self, **kw): return self._replace(**kw)
     def env(self) -> dict: # variables for a command that is started as a process of its own

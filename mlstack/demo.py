@@ -113,7 +113,7 @@ launch(train, s.best.config, parallel='ddp', nprocs=2)
 track.runs().compare()
 """.strip()
 
-# %% ../nbs/90_demo.ipynb #41828bc0
+# %% ../nbs/90_demo.ipynb #bcd6e3d0
 def _head(n, title): print(f'\n\033[1m{n} · {title}\033[0m' if sys.stdout.isatty() else f'\n{n} · {title}', flush=True)
 
 def demo(
@@ -148,8 +148,8 @@ def demo(
     last = 6 if quick else 20
     _head(3, f'the best configuration on 2 ranks, {last} epochs')
     with use(sweep=s.id), track.init(project=project, name='final', config=best | dict(epochs=last), job_type='final', dir=folder) as run:
-        with use(run=run.id, project=project):
-            acc = launch(final, best, last, nprocs=2, env=dict(MLSTACK_RUNS=str(folder)))[0]
+        with use(run=run.id, project=project, runs=str(folder)):
+            acc = launch(final, best, last, nprocs=2)[0]
         run.summary['test_acc'] = acc
 
     _head(4, 'what was recorded')

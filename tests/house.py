@@ -10,6 +10,10 @@ floors = ['core', 'workers', 'env', 'hardware', 'tracking', 'trainer', 'ddp', 'r
 
 apt_line = 'apt-get install -y $(cat requirements/debian.txt)'
 
+def moments(few, full=50):
+    "How many random moments a test of kills tries: a `few`, or the `full` number in `make bench`."
+    return full if os.environ.get('MLSTACK_FULL') else few
+
 
 # The house
 

@@ -24,8 +24,10 @@ def texts(cell):
 
 @lessons
 def test_outputs_belong_to_no_machine(path):
+    "No path, no address; a path that the lesson itself made up may come back in its output."
+    written = '\n'.join(''.join(c['source']) for c in house.cells(path))
     wrong = re.compile(r'(?<![\w./])/(?:home|root|tmp|work|Users|private|var/folders|opt|usr)/[\w.-]+|0x[0-9a-f]{8,}|site-packages')
-    found = [m[0] for c in house.cells(path) for t in texts(c) for m in wrong.finditer(t)]
+    found = [m[0] for c in house.cells(path) for t in texts(c) for m in wrong.finditer(t) if m[0] not in written]
     assert not found, f'stored outputs of {house.label(path)} hold {found[:5]}'
 
 @lessons

@@ -18,6 +18,7 @@ from mlstack.core import MlstackError
 from mlstack.sweeps import Hyperband, SpecError, Sweep, SweepError, make_search, position, quantile, read_spec
 from mlstack.sweeps.distributions import choices, key_of, param
 from mlstack.sweeps.search import Grid, point_key
+from tests import house
 
 ORACLE = json.loads((Path(__file__).parent/'data'/'sweeps-oracle.json').read_text())
 
@@ -312,7 +313,7 @@ def journal(tmp_path):
     return path.read_text().splitlines() if path else []
 
 
-@pytest.mark.parametrize('workers,kills', [(1,3),(2,3)])
+@pytest.mark.parametrize('workers,kills', [(1,house.moments(3,20)),(2,house.moments(3,20))])
 def test_killed_coordinator_loses_and_repeats_no_finished_trial(tmp_path, workers, kills):
     rng,told = random.Random(workers),set()
     for _ in range(kills):

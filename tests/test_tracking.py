@@ -10,6 +10,7 @@ from mlstack import core
 from mlstack.core import MlstackError, StopTraining
 from mlstack.tracking import lanes, query, recorder
 from mlstack.tracking.query import Record, runs
+from tests import house
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize('moment', [random.Random(i).uniform(0, .25) for i in range(4)])
+@pytest.mark.parametrize('moment', [random.Random(i).uniform(0, .25) for i in range(house.moments(4,100))])
 def test_sigkill_in_a_burst_loses_no_step(moment):
     p = python(BURST)
     path = Path(p.stdout.readline().strip())
@@ -70,7 +71,7 @@ def test_sigkill_in_a_burst_loses_no_step(moment):
     assert r.metric('acc')[1].all() and r.config == {'lr': .1} and not r.problems
 
 
-@pytest.mark.parametrize('moment', [random.Random(i).uniform(.0, .12) for i in range(4)])
+@pytest.mark.parametrize('moment', [random.Random(i).uniform(.0, .12) for i in range(house.moments(4))])
 def test_sigkill_in_init_or_finish_leaves_a_readable_folder(folder, moment):
     p = python("""
 import mlstack.tracking as track

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from mlstack import workers
 from mlstack.core import StopTraining, context, use
+from tests import house
 from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, StepError, StopEpoch, SkipStep, Trainer
 from mlstack.trainer.checkpoints import read_checkpoint
 from mlstack.trainer.data import Loader, Tensors
@@ -211,7 +212,7 @@ def _save_for_ever(folder, size):
     Trainer(model, [(torch.ones(2,size),torch.ones(2,size))], F.mse_loss).fit(steps=10**6, save=Checkpoints(folder, every=1, keep=2))
 
 
-@pytest.mark.parametrize('seed', range(int(os.environ.get('MLSTACK_KILLS', 6))))
+@pytest.mark.parametrize('seed', range(house.moments(6)))
 def test_kill_at_any_moment_leaves_a_checkpoint_that_loads(tmp_path, seed):
     with workers.Pool(1) as pool:
         task = pool.submit(_save_for_ever, tmp_path, 300)

@@ -6,11 +6,12 @@ An agent is a warm process of `workers.Pool`: torch is already imported, so a tr
 
 # %% auto #0
 __all__ = ['look_up', 'as_number', 'takes_config', 'run_one', 'sparkline', 'cells', 'line', 'progress_text', 'table', 'Show',
-           'Agents', 'last_line', 'run_trials', 'cores']
+           'Agents', 'last_line', 'run_trials']
 
-# %% ../../nbs/sweeps/06_agents.ipynb #c45d28d7
-import inspect, math, os, sys, threading, time
+# %% ../../nbs/sweeps/06_agents.ipynb #cfd59ac3
+import inspect, math, sys, threading, time
 from ..core import MlstackError, context, settings
+from ..hardware import threads as fair_threads
 from .coordinator import SweepError, config_text, ended
 from ..workers import Pool, ask
 
@@ -233,7 +234,7 @@ def last_line(error):
     "The last line of a worker's traceback: the exception."
     return (error.remote or error.what).strip().splitlines()[-1]
 
-# %% ../../nbs/sweeps/06_agents.ipynb #5942bd2c
+# %% ../../nbs/sweeps/06_agents.ipynb #b1407fc7
 def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None):
     "Run the trials of `sweep` on `workers` processes; what `Sweep.run` does."
     spec = sweep.spec
@@ -242,7 +243,7 @@ def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None)
     if count is None and spec.run_cap is None and sweep.search.size is None:
         raise SweepError(f'a {spec.method} sweep does not end by itself', spec.source, 'say how many trials: run(train, count=20), or run_cap: 20 in the file')
     total = min((n for n in (spec.run_cap, sweep.search.size, None if count is None else count+sum(t.state in ended for t in sweep.trials)) if n is not None), default=None)
-    threads = threads or max(1, cores()//workers)
+    threads = threads or fair_threads(per=workers)
     wanted = settings().progress if progress is None else progress
     with Show(sweep, total, wanted) as show:
         agents = None
@@ -259,7 +260,3 @@ def run_trials(sweep, train, workers=2, count=None, progress=None, threads=None)
             print(f'sweep {sweep.id} stopped: {sum(t.state in ended for t in sweep.trials)} trials ended, {left} will run again; go on with resume={sweep.id!r}', flush=True)
             raise
     return sweep
-
-def cores():
-    "Cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count() or 1

@@ -22,6 +22,13 @@ def steps():
             'accelerate, fused AdamW': row('accelerate', 'accelerate', 'fused'), 'pytorch-lightning': row('lightning', 'lightning'), 'pytorch-lightning, fused AdamW': row('lightning', 'lightning', 'fused'),
             'mlstack, logging': row('project', 'mlstack', 'log'), 'pytorch-lightning, logging': row('lightning', 'lightning', 'log')})
 
+def log():
+    return Case('log', 'What a logged point costs the training thread', repeats=7,
+        how='Two numbers logged 2,000 times in a row: CPU time of the calling thread for one point, median of five such rows; Python and C calls of one point in the calling thread. '
+            'wandb in offline mode; the file is a line of csv, written and flushed by hand. What other threads and processes do afterwards is not in these figures.',
+        figures=dict(calls=('calls per point', ''), us=('CPU of the caller', 'µs')),
+        rows={'a line of csv, flushed': Row('project', 'log.py', ['csv']), 'mlstack': Row('project', 'log.py', ['mlstack'], ['mlstack']), 'wandb, offline': Row('wandb', 'log.py', ['wandb'], ['wandb'])})
+
 def workers():
     row = lambda who, *packages: Row('project', 'workers.py', [who], [*packages])
     return Case('workers', 'Running a function in two processes, again', repeats=5,
@@ -30,4 +37,4 @@ def workers():
         figures=dict(first=('first call', 's'), again=('third call', 's')),
         rows={'mlstack.workers.run': row('mlstack', 'mlstack', 'torch'), 'concurrent.futures, forkserver': row('futures'), 'torch.multiprocessing.spawn': row('spawn', 'torch')})
 
-cases = dict(imports=imports, steps=steps, workers=workers)
+cases = dict(steps=steps, log=log, workers=workers, imports=imports)
