@@ -23,7 +23,7 @@ from .lanes import DamagedFile, LaneFile, typed
 from .facts import RunFacts
 from .origins import alive
 
-# %% ../../nbs/tracking/01d_columns.ipynb #b8507d5b
+# %% ../../nbs/tracking/01d_columns.ipynb #a016e944
 ROWS = 1<<16 # rows of a block
 
 def _differences(words, times):
@@ -43,7 +43,7 @@ def _planes(words):
         if data.count(data[:1])==len(data): kinds.append(-1-data[0])
         else:
             small = zlib.compress(data, 1)
-            small = small if len(small)<.8*len(data) else data # below that it is not worth the time of every reader
+            small = small if len(small)<.6*len(data) else data # to save less is not worth the time of every reader
             kinds.append(len(small))
             parts.append(small)
     return kinds,b''.join(parts)

@@ -307,7 +307,7 @@ def read_header(path):
     if len(data)<size or crc32(text)!=crc: raise bad('its header is damaged')
     return json.loads(text),size
 
-# %% ../../nbs/tracking/01_lanes.ipynb #c617ceb6
+# %% ../../nbs/tracking/01_lanes.ipynb #7fc6868d
 class LaneFile:
     "A lane as a reader sees it, while it is written or long after."
     def __init__(self, path):
@@ -343,10 +343,13 @@ class LaneFile:
         n = self.count()-since
         if n<=0: return np.zeros(0, dtype)
         # only what is committed is mapped: a writer that finishes cuts the rest off, and touching that would be a SIGBUS
-        try: rows = np.memmap(self.path, dtype, 'r', self.start+since*self.size, (n,))
-        except OSError: rows = np.fromfile(self.path, dtype, n, offset=self.start+since*self.size) # a file system without mmap
-        ok = (rows['time']>1e8) & (rows['time']<1e11) # after a power loss a page of the middle may be zeros
-        return rows if ok.all() else rows[ok]
+        start = self.start+since*self.size
+        try:
+            with open(self.path,'rb') as f: rows = np.frombuffer(mmap.mmap(f.fileno(), start+n*self.size, access=mmap.ACCESS_READ), dtype, n, start)
+        except OSError: rows = np.fromfile(self.path, dtype, n, offset=start) # a file system without mmap
+        times = rows['time']
+        if times.min()>1e8 and times.max()<1e11: return rows
+        return rows[(times>1e8) & (times<1e11)] # after a power loss a page of the middle may be zeros
 
     def column(self, key): return self.rows()['values'][:,self.keys.index(key)]
 

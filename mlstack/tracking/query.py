@@ -114,7 +114,7 @@ class Record:
     def __repr__(self): return f'Record({self.name}, {self.project}/{self.id}, {self.state})'
     def _repr_html_(self): return Runs([self])._repr_html_()
 
-# %% ../../nbs/tracking/03_query.ipynb #9af1e5f2
+# %% ../../nbs/tracking/03_query.ipynb #d67226eb
 def _steady(read):
     "Read once more if a lane became columns while it was read."
     def again(record, *args):
@@ -137,9 +137,11 @@ def _lanes(self):
 
 def _others(self, prefix=''):
     "The rows that are no floats: (step, time, values)."
-    for path in sorted((self.path/'lanes').glob(f'{prefix}*.jsonl')):
+    try: names = sorted(o.name for o in os.scandir(self.path/'lanes') if o.name.endswith('.jsonl') and o.name.startswith(prefix))
+    except OSError: names = ()
+    for name in names:
         bad = []
-        for o in _events(path, bad):
+        for o in _events(self.path/'lanes'/name, bad):
             if isinstance(o.get('v'),dict) and isinstance(o.get('s'),int): yield o['s'],o['t'],o['v']
         for text in bad: self.problem(text)
 
