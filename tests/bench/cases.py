@@ -40,7 +40,7 @@ def workers():
 def store():
     row = lambda env, who, *packages: Row(env, 'store.py', [who], [*packages])
     return Case('store', 'What it costs to record a run', repeats=2,
-        how='CPU time of the calling thread for one call with 3 numbers and with 20, median of 20 stretches of 200 calls in a row (wandb and TensorBoard: 20 calls). 100,000 steps: CPU time of all threads and child processes from the first call with 3 numbers '
+        how='CPU time of the calling thread for one call with 3 numbers and with 20, median of 20 stretches of 200 calls in a row (wandb and TensorBoard: 20 calls). 100,000 steps: CPU time of all threads of the process (wandb has a second process, which is not in it) from the first call with 3 numbers '
             'to the end of finish, without what init costs; wandb and TensorBoard log 5,000 steps, trackio 10,000, and the figure is scaled. Bytes: everything that lies on the disk for the 3 numbers of a step, right after finish and, '
             'for mlstack, as columns after compaction; one of the three is float64 noise, two came from float32. The first row looks the values up and packs them into memory with the time, which is the least a logger can do.',
         figures=dict(three=('3 numbers', 'µs'), twenty=('20 numbers', 'µs'), total=('CPU of 100,000 steps', 's'), bytes=('bytes a point', ''), compacted=('compacted', '')),

@@ -1,5 +1,5 @@
 "store.py WHO: what it costs to record a run with packed, csv, mlstack, trackio, wandb, tensorboard."
-import json, os, random, resource, struct, sys, tempfile, time
+import json, os, random, struct, sys, tempfile, time
 from pathlib import Path
 
 who = sys.argv[1]
@@ -17,7 +17,7 @@ def packed():
     return log, lambda: None
 
 def csv():
-    f, n = open(folder/'log.csv', 'w'), 0
+    f = open(folder/'log.csv', 'w')
     def log(row):
         f.write(','.join(map(str, row.values()))+'\n')
         f.flush()
@@ -53,7 +53,7 @@ def per_call(log, n):
     "CPU time of this thread for a call, less the loop."
     rng, found = random.Random(0), []
     rows = [dict(zip(names[n], [rng.random() for _ in range(n)])) for _ in range(stretch)]
-    for k in range(23):
+    for _ in range(23):
         a = time.thread_time()
         for _ in rows: pass
         b = time.thread_time()
@@ -61,13 +61,13 @@ def per_call(log, n):
         found.append(((time.thread_time() - b) - (b - a))/stretch)
     return 1e6*sorted(found[3:])[10]
 
-def cpu(): return sum(o.ru_utime + o.ru_stime for o in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+cpu = time.process_time
 def size(end=''): return sum(o.stat().st_size for o in folder.rglob('*'+end) if o.is_file() and not o.is_symlink())
 
 make = dict(packed=packed, csv=csv, mlstack=mlstack, wandb=wandb, trackio=trackio, tensorboard=tensorboard)[who]
 out, sys.stdout = sys.stdout, open(os.devnull, 'w')
 log, finish = make()
-before, start = size(), cpu()
+before = size()
 rng = random.Random(0)
 f4 = lambda v: struct.unpack('<f', struct.pack('<f', v))[0]
 rows = [dict(zip(names[3], (1/(1 + i) + rng.gauss(0, .01), f4(rng.random()), f4(i/(i + 50))))) for i in range(steps)]
