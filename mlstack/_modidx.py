@@ -954,6 +954,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlstack/tracking/query.py'),
                                         'mlstack.tracking.query.Runs._bests': ( 'tracking/query.html#runs._bests',
                                                                                 'mlstack/tracking/query.py'),
+                                        'mlstack.tracking.query.Runs._column': ( 'tracking/query.html#runs._column',
+                                                                                 'mlstack/tracking/query.py'),
                                         'mlstack.tracking.query.Runs._folder': ( 'tracking/query.html#runs._folder',
                                                                                  'mlstack/tracking/query.py'),
                                         'mlstack.tracking.query.Runs._repr_html_': ( 'tracking/query.html#runs._repr_html_',

@@ -171,7 +171,7 @@ def _newest(self, prefix):
 
 Record.lanes,Record._others,Record.summary,Record._newest,Record._last_times = property(_lanes),_others,property(_summary_of),_newest,_last_times
 
-# %% ../../nbs/tracking/03_query.ipynb #3b0f9805
+# %% ../../nbs/tracking/03_query.ipynb #23a040e6
 def _tidy(record):
     "A run that is over will be columns."
     if record.state!='running' and any(isinstance(o,LaneFile) for o in record.lanes): later(record.path)
@@ -218,7 +218,9 @@ def history(record):
         names = [k for k in dict.fromkeys(c for t in tables for c in t) if k in wide]
         table = wide[names].infer_objects()
         table.columns.name = None
-    else: table = tables[0].sort_values(['rank','step'], kind='stable', ignore_index=True)
+    else: # of one lane, so of one rank
+        table = tables[0]
+        if not table['step'].is_monotonic_increasing: table = table.sort_values('step', kind='stable', ignore_index=True)
     return table.drop(columns='rank') if (table['rank']==0).all() else table
 
 Record.metric_names,Record.history = property(metric_names),history
@@ -412,7 +414,7 @@ def _warn_name(name, total, known, query):
     near = get_close_matches(name, known, 1)
     warnings.warn(f'none of the {total} runs has a {name!r} (query {query!r}){f"; did you mean {near[0]!r}?" if near else ""}', stacklevel=6)
 
-# %% ../../nbs/tracking/03_query.ipynb #84a7d7dd
+# %% ../../nbs/tracking/03_query.ipynb #2ccf3ffe
 class Runs:
     "A list of runs that is made when it is needed; slices are Runs again."
     def __init__(self, found, dir=None): self._found,self._dir = found,dir
@@ -450,14 +452,24 @@ class Runs:
         curves = [series(o, name) for o in self]
         if curves and not any(len(o[0]) for o in curves): self._unknown(name)
         join = lambda i: np.concatenate([o[i] for o in curves]) if curves else []
-        which = pd.Categorical.from_codes(np.repeat(np.arange(len(curves)), [len(o[0]) for o in curves]), [o.id for o in self])
+        which = self._column([len(o[0]) for o in curves])
         return pd.DataFrame({'run':which, 'step':join(0), 'time':join(1), name:join(2)})
+
+    def _column(self, lengths):
+        "The ids as a column, each as often as its run has rows; two projects may have one id."
+        import numpy as np, pandas as pd
+        ids = [o.id for o in self]
+        number = {k:i for i,k in enumerate(dict.fromkeys(ids))}
+        return pd.Categorical.from_codes(np.repeat([number[o] for o in ids], lengths), list(number)) if ids else []
 
     def history(self):
         "Everything that all of them logged, as one DataFrame."
         import pandas as pd
-        tables = {o.id: o.history() for o in self}
-        return pd.concat(tables, names=['run']).reset_index('run').reset_index(drop=True) if tables else pd.DataFrame(columns=['run','step','time'])
+        tables = [o.history() for o in self]
+        if not tables: return pd.DataFrame(columns=['run','step','time'])
+        table = pd.concat(tables, ignore_index=True)
+        table.insert(0, 'run', self._column([len(o) for o in tables]))
+        return table
 
     def best(self, metric, mode='auto'):
         "The run with the best value that `metric` ever had (or that its summary was given); NaN is never best."

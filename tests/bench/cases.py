@@ -49,7 +49,7 @@ def store():
 
 def reading():
     row = lambda env, who, *packages: Row(env, 'reading.py', [who], [*packages])
-    return Case('reading', 'What it costs to read 100 runs', repeats=2, timeout=600,
+    return Case('reading', 'What it costs to read 100 runs', repeats=1, timeout=600,
         how='100 runs with 10,000 steps of 5 numbers, random noise. CPU time of a process that has pandas imported: all of it to a DataFrame; one number of all runs; the run with the least value of it, asked a second time. '
             'lanes: as a run leaves them; columns: after compaction. TensorBoard: EventAccumulator, with nothing left out, on one run, scaled to 100; it has no way to read one number alone.',
         figures=dict(all=('everything', 's'), one=('one number', 's'), best=('best run', 's'), bytes=('bytes a point', '')),

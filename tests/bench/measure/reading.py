@@ -4,6 +4,7 @@ from pathlib import Path
 
 who = sys.argv[1]
 folder, keys = Path(tempfile.mkdtemp()), 'abcde'
+os.chdir(folder)  # no repository here: what init finds out in the background is not what is measured
 count = 1 if who == 'tensorboard' else 100
 
 def rows(seed):
