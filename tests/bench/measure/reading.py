@@ -52,7 +52,7 @@ def seconds(f):
     f()
     return (time.process_time() - start)*100/count
 
-import pandas  # noqa: F401, E402  (its import is not what is measured)
+if who != 'tensorboard': import pandas  # noqa: F401, E402  (its import is not what is measured)
 out, sys.stdout = sys.stdout, open(os.devnull, 'w')
 everything, one, best = dict(lanes=mlstack, columns=mlstack, csv=csv, tensorboard=tensorboard)[who]()
 size = sum(o.stat().st_size for o in folder.rglob('*') if o.is_file() and (who not in ('lanes', 'columns') or o.parent.name == 'lanes'))
