@@ -67,7 +67,7 @@ def undo(
     os.rename(source, target)
     return name
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #0b880571
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #835adc7e
 def needed(store) -> set:
     "The digests that the versions need, those in the trash too."
     import json
@@ -109,7 +109,7 @@ def collect(
     "Delete what nobody needs; returns the number of things and of bytes."
     runs,freed,now = settings(runs=dir).runs,[0,0],time.time()
     for at,_,where,_ in trash(runs):
-        if at>now-days*86400: continue
+        if days and at>now-days*86400: continue # the time in an id may be ahead of the clock
         if where.is_dir(): _drop(where, freed)
         else:
             freed[0] += 1
