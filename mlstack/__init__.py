@@ -3,7 +3,9 @@
 Modules:
 
 - `mlstack.hardware.devices`: Which device, how many threads, which precision: the choices an expert makes from the card in the machine, each with its reason. The trainer asks for them; you can too.
+- `mlstack.tracking.columns`: What a run leaves when it is over: its lanes as one file of compressed columns with checksums, made by whoever reads it first.
 - `mlstack.tracking.forking`: A run that begins where another stood at some step, and a run that goes back to a step of its own: `init(fork_from=)` and `init(resume_from=)`.
+- `mlstack.tracking.index`: What is known of ten thousand runs, in one file, so that a question about them need not open ten thousand folders. It can be deleted at any time.
 - `mlstack.tracking.page`: The runs and their curves in a browser: `track.ui()` in Python, `mlstack ui` in a shell.
 - `mlstack.tracking.recorder`: `init`, `log`, `config`, `summary`, `finish`: the record of one execution, written to a folder while it happens."""
 

@@ -9,6 +9,7 @@ import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError
 from mlstack.tracking import wandb_files
+from mlstack.tracking.columns import compact
 from mlstack.tracking.lanes import LaneFile
 from mlstack.tracking.wandb_files import WandbFile
 
@@ -273,7 +274,9 @@ time.sleep(60)
         first = track.load(tmp_path/'wandb')[0]
         n = len(first.metric('loss')[0])
         file.write_bytes(data)
+        assert compact(first.path) == 1  # the columns of the first half go when the whole is loaded
         again = track.load(tmp_path/'wandb')[0]
+        assert not list(again.path.glob('lanes/*.columns'))
     values = again.metric('loss')[2].tolist()
     assert first.state == again.state == 'killed' and 'killed or is still being written' in again.error
     assert 0 < n < len(values) and values == [i/3 for i in range(len(values))] and not again.problems and len(track.runs()) == 1

@@ -34,13 +34,13 @@ def find_run(runs, project, id) -> Path:
         if (path/'meta.json').is_file(): return path
     raise MlstackError(f'there is no run {id!r}', str(runs), 'check the id; track.runs() lists them')
 
-# %% ../../nbs/tracking/03a_forking.ipynb #909b55cc
+# %% ../../nbs/tracking/03a_forking.ipynb #a4c02d7c
 def copy_rows(record, step, folder):
     "Write the rows up to a step into another folder, as those of one more writer; returns when that step was first exceeded, and the highest step."
+    from mlstack.tracking.query import lane_rows
     folder,writer,counts,last,at,highest,until = Path(folder),new_id(),{},{},0.,-1,float('inf')
     for o in ('events','lanes'): (folder/o).mkdir(parents=True, exist_ok=True)
-    for i,lane in enumerate(record.lanes):
-        rows = lane.rows()
+    for i,(lane,rows) in enumerate(lane_rows(record)):
         later = rows['step']>step
         if later.any(): until = min(until, float(rows['time'][later].min()))
         rows = rows[~later]

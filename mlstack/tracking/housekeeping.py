@@ -67,7 +67,7 @@ def undo(
     os.rename(source, target)
     return name
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #0b880571
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #835adc7e
 def needed(store) -> set:
     "The digests that the versions need, those in the trash too."
     import json
@@ -109,7 +109,7 @@ def collect(
     "Delete what nobody needs; returns the number of things and of bytes."
     runs,freed,now = settings(runs=dir).runs,[0,0],time.time()
     for at,_,where,_ in trash(runs):
-        if at>now-days*86400: continue
+        if days and at>now-days*86400: continue # the time in an id may be ahead of the clock
         if where.is_dir(): _drop(where, freed)
         else:
             freed[0] += 1
@@ -128,11 +128,11 @@ def _tidy(path):
     from mlstack.tracking.forking import tidy
     if (path/'meta.json').exists() and run_state(RunFacts(path))[0]!='running': tidy(path)
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #ae78595c
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #cbd3ed1f
 def check(dir=None, project=None) -> list:
     "What is wrong with the runs and artifacts that are kept here, a sentence each."
     import warnings
-    from mlstack.tracking.query import Record, run_folders
+    from mlstack.tracking.query import Record, lane_rows, run_folders
     runs,found = settings(runs=dir).runs,[]
     for path in run_folders(runs, project):
         with warnings.catch_warnings():
@@ -141,8 +141,8 @@ def check(dir=None, project=None) -> list:
             except (MlstackError,OSError) as e:
                 found.append(str(e))
                 continue
-            for lane in record.lanes:
-                if (lost := lane.count()-len(lane.rows())): record.problem(f'{lane.path}: {lost} records are damaged and were left out')
+            for lane,rows in lane_rows(record):
+                if (lost := lane.count()-len(rows)): record.problem(f'{lane.path}: {lost} records are damaged and were left out')
             for _ in record._others(): pass
             found += [*record.problems, *(f'{path/o}: it is damaged' for o in ('code.json','env.json','notebook.json') if not _is_json(path/o))]
     for store in sorted(runs.glob(f'{project or "[!.]*"}/.artifacts')): found += _check_store(store)

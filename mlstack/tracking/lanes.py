@@ -154,7 +154,7 @@ def open_lane(path, keys, info, types=''):
             if e.errno not in _no_map: raise
     return WrittenLane(path, keys, info, types)
 
-# %% ../../nbs/tracking/01_lanes.ipynb #980bab3b
+# %% ../../nbs/tracking/01_lanes.ipynb #70e1e6da
 _exact = 2**53
 
 def plain(v, depth=0):
@@ -187,7 +187,7 @@ def flat(d, prefix=''):
         else: out[k] = v
     return out
 
-# %% ../../nbs/tracking/01_lanes.ipynb #85550095
+# %% ../../nbs/tracking/01_lanes.ipynb #9cd6562d
 def _on_device(v): return getattr(getattr(v,'device',None), 'type', 'cpu') != 'cpu'
 
 def kept(v, folder): # of lanes
@@ -217,7 +217,7 @@ class Lines:
         if self.fd is not None: os.close(self.fd)
         self.fd = None
 
-# %% ../../nbs/tracking/01_lanes.ipynb #01c38d32
+# %% ../../nbs/tracking/01_lanes.ipynb #a49545af
 class Writer:
     "Appends rows of one thread to lanes and JSON lines in `folder`; file names start with `stem`."
     def __init__(self, folder, stem=None, info=None):
@@ -301,11 +301,15 @@ class Writer:
         if self.lines is not None: self.lines.close()
         return counts
 
-# %% ../../nbs/tracking/01_lanes.ipynb #5a013720
+# %% ../../nbs/tracking/01_lanes.ipynb #d4471509
+_begun = 1<<62 # where the records of a lane begin that has no header yet: it has none, also when the header comes meanwhile
+
 def read_header(path):
     "What a lane's header says, and where its records begin; a damaged one is a `DamagedFile`."
     bad = lambda why: DamagedFile(f'this lane cannot be read: {why}', str(path), 'the other files of the run are read; remove this one to silence the warning')
-    with open(path,'rb') as f: data = f.read(BLOCK)
+    with open(path,'rb') as f:
+        data = f.read(BLOCK)
+        if not data.strip(b'\0') and not any(o.strip(b'\0') for o in iter(lambda: f.read(1<<20), b'')): return dict(keys=[], types='', record=16),_begun
     if len(data)<_head.size: raise bad('it has no header')
     magic,size,n,crc = _head.unpack_from(data)
     if magic!=MAGIC: raise bad('it does not start with "mlslane1"')
@@ -315,11 +319,12 @@ def read_header(path):
     if len(data)<size or crc32(text)!=crc: raise bad('its header is damaged')
     return json.loads(text),size
 
-# %% ../../nbs/tracking/01_lanes.ipynb #02814c9c
+# %% ../../nbs/tracking/01_lanes.ipynb #7fc6868d
 class LaneFile:
     "A lane as a reader sees it, while it is written or long after."
     def __init__(self, path):
         self.path = Path(path)
+        self.name = self.path.name
         self.info,self.start = read_header(path)
         self.keys,self.size = tuple(self.info['keys']),self.info['record']
 
@@ -350,9 +355,22 @@ class LaneFile:
         n = self.count()-since
         if n<=0: return np.zeros(0, dtype)
         # only what is committed is mapped: a writer that finishes cuts the rest off, and touching that would be a SIGBUS
-        try: rows = np.memmap(self.path, dtype, 'r', self.start+since*self.size, (n,))
-        except OSError: rows = np.fromfile(self.path, dtype, n, offset=self.start+since*self.size) # a file system without mmap
-        ok = (rows['time']>1e8) & (rows['time']<1e11) # after a power loss a page of the middle may be zeros
-        return rows if ok.all() else rows[ok]
+        start = self.start+since*self.size
+        try:
+            with open(self.path,'rb') as f: rows = np.frombuffer(mmap.mmap(f.fileno(), start+n*self.size, access=mmap.ACCESS_READ), dtype, n, start)
+        except OSError: rows = np.fromfile(self.path, dtype, n, offset=start) # a file system without mmap
+        times = rows['time']
+        if times.min()>1e8 and times.max()<1e11: return rows
+        return rows[(times>1e8) & (times<1e11)] # after a power loss a page of the middle may be zeros
 
     def column(self, key): return self.rows()['values'][:,self.keys.index(key)]
+
+    def series(self, key):
+        "Step, time and value of one column."
+        rows = self.rows()
+        return rows['step'],rows['time'],rows['values'][:,self.keys.index(key)]
+
+    def columns(self):
+        "Steps, times, and the values of each key."
+        rows = self.rows()
+        return rows['step'],rows['time'],{k: rows['values'][:,i] for i,k in enumerate(self.keys)}

@@ -18,14 +18,14 @@ The names and arguments are W&B's, so `import mlstack.tracking as wandb` runs co
 # %% auto #0
 __all__ = ['Later', 'Run', 'nice_name', 'init', 'NoRun', 'current', 'log', 'finish', 'log_artifact', 'use_artifact']
 
-# %% ../../nbs/tracking/02_recorder.ipynb #b6149031
+# %% ../../nbs/tracking/02_recorder.ipynb #b07d2241
 import os, sys, json, time, atexit, threading, warnings
 from pathlib import Path
 from zlib import crc32
 
 from .. import core
 from ..core import MlstackError, StopTraining, context, set_process_context, settings, new_id
-from .lanes import Lines, LaneFile, Writer, flat, plain, _on_device
+from .lanes import Lines, Writer, flat, plain, _on_device
 from .facts import Config, RunFacts, Summary, as_config, run_state, _gone
 from .origins import this_process, command_line, record_origins
 from .surroundings import Surroundings, wanted
@@ -288,7 +288,7 @@ def _folder_name(value, what):
         raise MlstackError(f'{value!r} cannot be a {what}: it names a folder', f'init({what}=)', 'leave out "/" and "\\", a leading dot, and more than 200 bytes')
     return value
 
-# %% ../../nbs/tracking/02_recorder.ipynb #a9332be8
+# %% ../../nbs/tracking/02_recorder.ipynb #b570044b
 _open,_current,_published = {},[],{} # runs open in this process by folder; in order of opening; the context before each
 
 def _make(path, meta):
@@ -301,10 +301,11 @@ def _make(path, meta):
             'choose another with dir=, with MLSTACK_RUNS=FOLDER or in settings.ini') from None
 
 def _last_step(path):
+    from mlstack.tracking.columns import read_lanes
     steps = [-1]
-    for o in (path/'lanes').glob('*.lane'):
-        try: row = LaneFile(o).last()
-        except (MlstackError,OSError): continue
+    for o in read_lanes(path, lambda text: None): # what is damaged is named when it is read
+        try: row = o.last()
+        except OSError: continue
         if row: steps.append(row[0])
     return max(steps)
 

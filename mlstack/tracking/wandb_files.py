@@ -7,7 +7,7 @@ W&B's offline mode leaves a folder for each run, `wandb/offline-run-<time>-<id>/
 # %% auto #0
 __all__ = ['MAGIC', 'BLOCK', 'NOT_UNDERSTOOD', 'STEP', 'framed', 'fields', 'WandbFile', 'import_file', 'wandb_files', 'load']
 
-# %% ../../nbs/tracking/06_wandb_files.ipynb #51e61d91
+# %% ../../nbs/tracking/06_wandb_files.ipynb #64ccd582
 import json, os, re, struct, warnings
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from zlib import crc32
 
 from ..core import MlstackError, new_id, settings, write_file
 from .artifacts import create_once
+from .columns import drop_lanes
 from .facts import _gone, set_path
 from .lanes import DamagedFile, Lines, Writer, flat
 
@@ -322,7 +323,7 @@ def _ending(f):
     if f.exit==0: return dict(state='finished', error='')
     return dict(state='preempted' if f.preempted else 'failed', error=f'exit code {f.exit}')
 
-# %% ../../nbs/tracking/06_wandb_files.ipynb #5a743a0c
+# %% ../../nbs/tracking/06_wandb_files.ipynb #a8be9906
 def _origins(f, path):
     "The code and the environment, as far as W&B noted them."
     patch = next((o.read_bytes() for o in (f.path.parent/'files'/'diff.patch',) if o.is_file()), b'')
@@ -392,6 +393,7 @@ def _move_in(aside, path, stem, size):
         for name in sorted(fresh): os.replace(aside/folder/name, path/folder/name)
         for old in (path/folder).glob(f'{stem}*'):
             if old.name not in fresh: old.unlink()
+    drop_lanes(path, f'{stem}-')
     os.replace(aside/'events', final)
 
 # %% ../../nbs/tracking/06_wandb_files.ipynb #aba2c2c1

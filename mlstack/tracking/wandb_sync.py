@@ -14,12 +14,13 @@ from pathlib import Path
 from ..core import MlstackError
 from .wandb_files import STEP
 
-# %% ../../nbs/tracking/06a_wandb_sync.ipynb #6af2cb8c
+# %% ../../nbs/tracking/06a_wandb_sync.ipynb #5e8bd068
 def _entries(record):
     "What was logged, as it was logged: (step, time, row), in the order of time."
     found = []
-    for lane in record.lanes:
-        rows,types = lane.rows(),lane.info['types']
+    from mlstack.tracking.query import lane_rows
+    for lane,rows in lane_rows(record):
+        types = lane.info['types']
         columns = [[int(v) if v.is_integer() else v for v in column] if c=='i' else column for c,column in zip(types, rows['values'].T.tolist())]
         found += [(step,at,dict(zip(lane.keys,values))) for step,at,*values in zip(rows['step'].tolist(), rows['time'].tolist(), *columns)]
     found += record._others()

@@ -10,6 +10,8 @@ base = (torch_line, 'numpy')  # the environment that peers with torch borrow it 
 peers = dict(
     wandb=(['wandb==0.31.0'], False),
     mlflow=(['mlflow-skinny==3.17.2'], False),
+    tensorboard=(['tensorboard==2.21.0'], True),
+    trackio=(['trackio==0.43.0'], False),
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
     accelerate=(['accelerate==1.15.0'], True),
 )

@@ -1,0 +1,62 @@
+"reading.py WHO: 100 runs of 10,000 steps of 5 numbers, read as lanes, columns, csv or tensorboard."
+import json, os, shutil, sys, tempfile, time
+from pathlib import Path
+
+who = sys.argv[1]
+folder, keys = Path(tempfile.mkdtemp()), 'abcde'
+os.chdir(folder)  # no repository here: what init finds out in the background is not what is measured
+count = 1 if who == 'tensorboard' else 100
+
+def rows(seed):
+    import numpy as np
+    for row in np.random.default_rng(seed).random((10_000, 5)).tolist(): yield dict(zip(keys, row))
+
+def mlstack():
+    import mlstack.tracking as track
+    from mlstack.tracking import columns
+    columns.WAIT = 1e9  # no compacting in the background: each form is measured alone
+    for i in range(count):
+        with track.init(project='bench', dir=folder, reinit='create_new') as run:
+            for row in rows(i): run.log(row)
+        if who == 'columns': columns.compact(run.path)
+        os.utime(run.path/'events', (time.time() - 10,)*2)
+    len(track.runs(dir=folder))
+    return (lambda: track.runs(dir=folder).history()), (lambda: track.runs(dir=folder).metric('a')), (lambda: track.runs(dir=folder).best('a', 'min'))
+
+def csv():
+    import pandas as pd
+    for i in range(count):
+        with open(folder/f'{i}.csv', 'w') as f:
+            f.write('step,time,'+','.join(keys)+'\n')
+            for step, row in enumerate(rows(i)): f.write(f'{step},{time.time()},'+','.join(map(str, row.values()))+'\n')
+    files = [folder/f'{i}.csv' for i in range(count)]
+    one = lambda: [pd.read_csv(o, usecols=['step', 'a']) for o in files]
+    return (lambda: pd.concat({o.stem: pd.read_csv(o) for o in files})), one, (lambda: min((o['a'].min(), i) for i, o in enumerate(one())))
+
+def tensorboard():
+    from torch.utils.tensorboard import SummaryWriter
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    writer = SummaryWriter(folder)
+    for step, row in enumerate(rows(0)):
+        for k, v in row.items(): writer.add_scalar(k, v, step)
+    writer.close()
+    def everything():
+        events = EventAccumulator(str(folder), size_guidance=dict(scalars=0)).Reload()
+        return [(o.step, o.wall_time, o.value) for k in keys for o in events.Scalars(k)]
+    return everything, None, None
+
+def seconds(f):
+    if f is None: return None
+    f()
+    start = time.process_time()
+    f()
+    return (time.process_time() - start)*100/count
+
+if who != 'tensorboard': import pandas  # noqa: F401, E402  (its import is not what is measured)
+out, sys.stdout = sys.stdout, open(os.devnull, 'w')
+everything, one, best = dict(lanes=mlstack, columns=mlstack, csv=csv, tensorboard=tensorboard)[who]()
+size = sum(o.stat().st_size for o in folder.rglob('*') if o.is_file() and (who not in ('lanes', 'columns') or o.parent.name == 'lanes'))
+found = dict(all=seconds(everything), one=seconds(one), best=seconds(best), bytes=size/(count*50_000))
+sys.stdout = out
+shutil.rmtree(folder)
+print(json.dumps(found))
