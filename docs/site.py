@@ -54,6 +54,7 @@ class Page:
         stem = re.sub(r'^\d+[a-z]?_', '', rel.stem)
         self.folder = '' if rel.parent == Path('.') else rel.parent.as_posix()
         self.front = bool(self.folder) and stem == rel.parent.name
+        if stem == 'index' and self.folder: stem = 'the-index'  # index.html is the chapter's front page
         self.name = posixpath.join(self.folder, 'index' if self.front else stem)
         exp = next((o.directives['default_exp'] for o in self.cells if o.has('default_exp')), None)
         self.module = exp and 'mlstack.' + exp.removesuffix('.__init__')

@@ -21,6 +21,7 @@ def test_builds_without_a_warning(built): assert built.code == 0, built.said[-60
 def page_of(path):
     rel = path.relative_to(house.nbs)
     stem = re.sub(r'^\d+[a-z]?_', '', rel.stem)
+    if stem == 'index' and rel.parent.parts: stem = 'the-index'  # index.html is the chapter's front page
     return (rel.parent/('index' if rel.parent.parts and stem == rel.parent.name else stem)).as_posix() + '.html'
 
 def test_a_page_for_every_notebook(built):
