@@ -11,6 +11,7 @@ from mlstack.tracking import columns, index, query, recorder
 from mlstack.tracking.columns import compact, read_lanes
 from mlstack.tracking.lanes import LaneFile
 from mlstack.tracking.query import Record, runs
+from tests import house
 
 np = pytest.importorskip('numpy')
 KILLS = int(os.environ.get('MLSTACK_TEST_KILLS', 6))
@@ -302,6 +303,29 @@ def test_finish_does_not_compact_and_imports_nothing(folder):
     p = python('import mlstack.tracking as track, sys\nrun = track.init(project="f")\nfor i in range(100): run.log(a=1.)\nrun.finish()\nprint([o for o in ("numpy","pandas","sqlite3","mlstack.tracking.columns") if o in sys.modules])')
     out, err = p.communicate()
     assert out.strip() == '[]', err
+
+
+def test_compacting_beside_a_rewind(folder):
+    "Whichever is faster, the run holds what was logged up to the step, once."
+    import threading
+    from mlstack.tracking.forking import make_rewind
+    for i in range(house.moments(12, 100)):
+        run = a_run(2000, seed=i, id=f'r{i}')
+        halt = threading.Event()
+        def work():
+            while not halt.is_set():
+                try: compact(run.path)
+                except MlstackError: pass
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for o in threads: o.start()
+        time.sleep(random.Random(i).uniform(0, .03))
+        make_rewind(run.path, 999)
+        halt.set()
+        for o in threads: o.join()
+        compact(run.path)
+        step, _, value = Record(run.path).metric('a')
+        want = np.random.default_rng(i).normal(size=(2000, 2))[:1000, 0]
+        assert step.tolist() == list(range(1000)) and (value == want).all() and not Record(run.path).problems, i
 
 
 # -- index: the same answers -----------------------------------------------------------------------------------------------------
