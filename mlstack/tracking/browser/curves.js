@@ -1,7 +1,16 @@
 // curves
 const cards = new Map()
 function focus(id) { S.hover = id; for (const c of cards.values()) c.focus(id) }
-function draw(changed) {
+views.add({name:'curves', title:'Curves', show:draw})
+$('view-curves').append(curveTools(), Object.assign(el('div'), {id:'charts'}))
+function curveTools() {
+  const seg = el('span','seg'); seg.id = 'axis'
+  for (const [x,name] of [['step','step'],['relative','duration'],['time','time']]) { const b = el('button','',name); b.dataset.x = x; b.setAttribute('aria-pressed', x == 'step'); seg.append(b) }
+  const smooth = Object.assign(el('input'), {id:'smooth', type:'range', min:0, max:.98, step:.02, value:0}), log = Object.assign(el('input'), {id:'log', type:'checkbox'})
+  const reset = Object.assign(el('button','link','reset zoom'), {id:'reset', hidden:true}), bar = el('div','bar', seg, el('label','tool','smooth ',smooth), el('label','tool',log,' log'), reset)
+  bar.id = 'tools'; return bar
+}
+function draw() {
   const names = S.metrics.filter(k => [...S.on.keys()].some(id => S.order.includes(id) && S.runs.get(id)?.metrics.includes(k)))
   const box = $('charts')
   if (!S.order.length) { const pre = el('pre','mono','import mlstack.tracking as track\n\nrun = track.init(project="mnist", config=dict(lr=3e-3))\nrun.log({"loss": .3})')

@@ -21,12 +21,12 @@ function paintRows() {
 }
 $('list').onscroll = () => requestAnimationFrame(paintRows)
 $('rows').onclick = e => { const row = e.target.closest('.row'); if (!row) return
-  if (e.target.closest('.more')) return details(row.dataset.id)
+  if (e.target.closest('.more')) return openRun(row.dataset.id)
   S.touched = true; const id = row.dataset.id
-  S.on.has(id) ? S.on.delete(id) : colour(id); paintRows(); draw() }
+  S.on.has(id) ? S.on.delete(id) : colour(id); paintRows(); views.show() }
 $('rows').onmouseover = e => { const row = e.target.closest('.row'); focus(row ? row.dataset.id : null) }
 $('rows').onmouseleave = () => focus(null)
-function pick(ids) { S.touched = true; S.on = new Map([...S.on].filter(([k]) => ids.includes(k))); ids.forEach(colour); paintRows(); draw() }
+function pick(ids) { S.touched = true; S.on = new Map([...S.on].filter(([k]) => ids.includes(k))); ids.forEach(colour); paintRows(); views.show() }
 $('none').onclick = () => pick([]); $('top').onclick = () => pick(shown.slice(0,10).map(r => r.id)); $('all').onclick = () => pick(shown.slice(0,200).map(r => r.id))
 $('sort').onchange = arrange
 
@@ -73,15 +73,16 @@ async function refresh(again) {
     $('count').textContent = (S.order.length == S.total ? S.total+' runs' : S.order.length+' of '+S.total+' runs') + (live ? ', '+live+' live' : '')
     if (!S.touched) { S.on.clear(); S.order.slice(0,10).forEach(colour) }
     else for (const id of [...S.on.keys()]) if (!S.runs.has(id)) S.on.delete(id)
-    digest(); arrange(); draw(answer.runs.map(r => r.id))
+    digest(); arrange(); views.show()
     $('count').title = ''
   } catch (e) { if (e.name == 'AbortError') return; $('count').textContent = 'not connected'; $('count').title = 'the server has ended; start it again with  mlstack ui' }
   timer = setTimeout(() => document.hidden ? (timer = setTimeout(refresh, 2000)) : refresh(), 2000)
 }
 let typing
-const link = () => history.replaceState(null, '', '#'+new URLSearchParams({q:$('query').value, project:$('project').value}))
+keep('q', () => $('query').value, v => { $('query').value = v })
+keep('project', () => $('project').value, v => { if (v && ![...$('project').options].some(o => o.value == v)) { const o = el('option','',v); o.value = v; $('project').append(o) } $('project').value = v })
 $('query').oninput = () => { clearTimeout(typing); typing = setTimeout(() => { link(); refresh() }, 180) }
 $('project').onchange = () => { S.touched = false; link(); refresh() }
 document.addEventListener('visibilitychange', () => { if (!document.hidden) refresh() })
-document.addEventListener('keydown', e => { if (e.key == '/' && document.activeElement != $('query')) { e.preventDefault(); $('query').focus() } if (e.key == 'Escape') { $('drawer').classList.remove('open'); document.activeElement.blur() } })
+document.addEventListener('keydown', e => { if (e.key == '/' && document.activeElement != $('query')) { e.preventDefault(); $('query').focus() } if (e.key == 'Escape') { closeRun(); document.activeElement.blur() } })
 

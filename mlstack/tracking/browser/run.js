@@ -1,8 +1,9 @@
 // one run
+function hideDetails() { $('drawer').classList.remove('open') }
 function kv(d) { const dl = el('dl','kv'); for (const k in d) if (d[k] !== '' && d[k] !== null && d[k] !== undefined) dl.append(el('dt','',k), el('dd','', typeof d[k] == 'object' ? JSON.stringify(d[k]) : Number.isInteger(d[k]) ? d[k].toLocaleString('en') : num(d[k]))); return dl }
 async function details(id) {
   const box = $('drawer'), r = await (await fetch('api/run?'+new URLSearchParams({id}))).json(), close = el('button','icon','✕')
-  close.onclick = () => box.classList.remove('open'); close.setAttribute('aria-label','close')
+  close.onclick = closeRun; close.setAttribute('aria-label','close')
   const part = (title, d) => Object.keys(d||{}).length ? [el('h3','',title), kv(d)] : []
   const patch = el('pre','patch mono')
   for (const line of (r.patch||'').split('\n')) patch.append(el('span', /^(diff|index|---|\+\+\+|@@|new file)/.test(line) ? 'h' : line[0] == '+' ? 'a' : line[0] == '-' ? 'd' : '', line+'\n'))
