@@ -228,7 +228,7 @@ def test_the_table_sorts_chooses_and_opens(browser, lab):
     cells = "[...document.querySelectorAll('#view-table .tbody .row')].map(e => [...e.querySelectorAll('.td')].map(o => o.textContent))"
     until(browser, f"{cells}.length == 24")
     assert browser.execute_script('return '+heads) == ['name', 'lr', 'val/loss']
-    for click in range(2): browser.execute_script("document.querySelectorAll('.th')[2].click()")
+    for _ in range(2): browser.execute_script("document.querySelectorAll('.th')[2].click()")
     losses = [float(o[2]) for o in browser.execute_script('return '+cells)]
     assert losses == sorted(losses) and len(losses) == 24
     browser.execute_script("document.querySelector('#view-table .ghost').click()")

@@ -148,13 +148,14 @@ function yRange(u, low, high) {
   const edge = low == high ? Math.abs(low)*.1 || 1 : (high-low)*.04
   return [low-edge, high+edge]
 }
+const logRange = (u, low, high) => !(low > 0) ? [1,10] : low == high ? [low/2,high*2] : [low,high] // uPlot never ends with a log axis from 0
 function chartOptions(card, d, {lines, bands, data}) {
   const few = row => { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true }, alpha = lines.length > 40 && !bands.length ? .6 : 1
   const series = lines.map((o,i) => ({stroke:o.colour, width:o.width, alpha, points:{show:!!o.name && few(data[i+1]), size:6, fill:o.colour}, pxAlign:0}))
   const axis = {stroke:css('--faint'), grid:{stroke:css('--grid'), width:1}, ticks:{show:false}, font:'11px ui-sans-serif,system-ui,sans-serif'}, text = axisText[d.axis] || num
   const named = d.axis != 'step' && !axisNames[d.axis] // another metric as the axis is named
   return { ...card.size(), legend:{show:false}, padding:[8,10,0,0], bands, series:[{}, ...series], focus:{alpha:.18},
-    scales:{ x:d.axis == 'time' ? {time:true} : d.logx ? {time:false, distr:3, range:(u,low,high) => low == high ? [low/2,high*2] : [low,high]} : {time:false}, y:{distr:S.log ? 3 : 1, range:yRange} },
+    scales:{ x:d.axis == 'time' ? {time:true} : d.logx ? {time:false, distr:3, range:logRange} : {time:false}, y:{distr:S.log ? 3 : 1, range:yRange} },
     axes:[{...axis, size:28, values:d.axis == 'time' ? undefined : (u,vs) => vs.map(v => v == null || d.logx && !plain(v) ? '' : text(v)), ...(named ? {label:d.axis, labelSize:14, labelFont:axis.font, labelGap:-6} : {})},
       {...axis, size:52, values:(u,vs) => vs.map(v => v == null || S.log && !plain(v) ? '' : num(v))}],
     cursor:{ drag:{x:true, y:false, setScale:false}, focus:{prox:40}, points:{size:6} },

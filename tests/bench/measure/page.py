@@ -33,7 +33,7 @@ def curves(dir):
     for i in range(100):
         with track.init(project='curves', dir=dir, config=dict(lr=rng.random()), name=f'run {i}') as run:
             level = 3.
-            for step in range(10_000):
+            for _ in range(10_000):
                 level = .9995*level + .05*rng.gauss(0, 1)
                 run.log(loss=level)
 
