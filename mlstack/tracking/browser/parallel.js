@@ -52,7 +52,7 @@ function drawParallel(cols) {
   const towards = best(aim()) == 'max' ? 1 : -1 // the best are drawn last
   const order = [...pc.lines].sort((a,b) => a.kept-b.kept || towards*((a.heat ?? -1)-(b.heat ?? -1)))
   g.lineWidth = order.length > 300 ? 1 : 1.4
-  for (const o of order) { g.globalAlpha = o.kept ? (order.length > 300 ? .5 : .75) : .09; g.strokeStyle = o.kept && o.heat !== null ? ramp(o.heat) : css('--faint'); trace(g,o) }
+  for (const o of order) { g.globalAlpha = o.kept ? (order.length > 100 ? .5 : .75) : .09; g.strokeStyle = o.kept && o.heat !== null ? ramp(o.heat) : css('--faint'); trace(g,o) }
   g.globalAlpha = 1
   if (pc.hover) { g.lineWidth = 3.2; g.strokeStyle = css('--ink'); trace(g, pc.hover); g.lineWidth = 1.8; g.strokeStyle = pc.hover.heat === null ? css('--faint') : ramp(pc.hover.heat); trace(g, pc.hover) }
   cols.forEach((c,i) => drawAxis(g, c, i))
