@@ -25,7 +25,7 @@ function bars(answer) {
     const bar = el('i','bar-fill'), whisker = el('i','whisker'), unsure = low <= 0.001
     bar.style.width = per(much); whisker.style.left = per(low); whisker.style.width = `calc(${per(high)} - ${per(low)})`
     const e = make('button', {cls:'bar-row'+(unsure ? ' unsure' : ''), onclick:() => { sc.x = 'c:'+param; sc.y = 's:'+answer.metric; views.go('scatter', true) }, title:param+': click to see it as a scatter'},
-      el('span','bar-name',param), el('span','bar-line', bar, whisker), el('span','bar-value',num(much)), el('span','bar-way', way(corr, answer.metric)), el('span','sub', n+''))
+      el('span','bar-name',param), el('span','bar-line', bar, whisker), el('span','bar-value',much.toFixed(2)), el('span','bar-way', way(corr, answer.metric)), el('span','sub', n+''))
     return e
   }
   imBox.replaceChildren(el('div','bars', el('div','bar-row head', el('span','','parameter'), el('span','','importance, with its 90% interval'), el('span','bar-value',''), el('span','','trend'), el('span','','runs')), ...answer.rows.map(row)),

@@ -3,7 +3,7 @@ const TH = 34
 const table = { cols:null,
   chosen() { return this.cols || ['r:state', ...S.columns.numbers.slice(0,4), ...S.columns.differ.slice(0,8), 'r:created', 'r:duration'] },
   choose(cols) { this.cols = cols; link(); views.show() },
-  width: c => { const longest = Math.max(title(c).length, ...shown.slice(0,60).map(r => show(c, value(r,c)).length)); return Math.max(S.group && c[0] == 's' ? 104 : 70, Math.min(220, longest*7.9+30)) },
+  width: c => { const longest = Math.max(title(c).length, ...shown.slice(0,60).map(r => show(c, value(r,c)).length)); return Math.max(S.group && c[0] == 's' ? 104 : 70, Math.min(220, longest*8+34)) },
 }
 const thead = el('div','thead'), tbody = el('div','tbody'), tframe = make('div', {cls:'tframe', tabIndex:-1}, thead, tbody)
 const tcount = el('span','sub')
