@@ -12,6 +12,13 @@ const span = s => s == 0 ? '0' : s < 1 ? +(s*1000).toPrecision(3)+' ms' : s < 60
 const store = { get: k => { try { return localStorage.getItem('mlstack.'+k) } catch { return null } }, set: (k,v) => { try { localStorage.setItem('mlstack.'+k,v) } catch {} } }
 const css = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim()
 
+// the server: get() gives what was asked for, post() changes something and carries the token of this page; an error's message is the server's sentence
+const token = document.querySelector('meta[name=token]').content
+if (location.search.includes('token=')) history.replaceState(null, '', location.pathname+location.hash)
+async function answered(response) { if (!response.ok) throw Object.assign(new Error(await response.text()), {status:response.status}); return response }
+const get = async (path, ask) => (await answered(await fetch(path+(ask ? '?'+new URLSearchParams(ask) : '')))).json()
+const post = async (path, body) => answered(await fetch(path, {method:'POST', body:JSON.stringify(body), headers:{'Content-Type':'application/json', 'X-Mlstack-Token':token}}))
+
 // light and dark
 const dark = matchMedia('(prefers-color-scheme:dark)')
 function theme(t) { document.documentElement.dataset.theme = t; for (const c of cards.values()) c.rebuild() }

@@ -37,9 +37,7 @@ class Card {
     if (this.have == this.stamp || this.busy) return
     this.busy = true; const stamp = this.stamp, runs = [...S.on.keys()].filter(id => S.order.includes(id) && S.runs.get(id)?.metrics.includes(this.k))
     try {
-      const body = JSON.stringify({runs, metric:this.k, x:S.axis, low:S.zoom?.[0] ?? null, high:S.zoom?.[1] ?? null})
-      const answer = await fetch('api/curves', {method:'POST', body, headers:{'Content-Type':'application/json'}})
-      if (!answer.ok) throw new Error(await answer.text())
+      const answer = await post('api/curves', {runs, metric:this.k, x:S.axis, low:S.zoom?.[0] ?? null, high:S.zoom?.[1] ?? null})
       this.data = unpack(await answer.arrayBuffer()); this.have = stamp; this.rebuild()
     } catch (e) { this.info.textContent = 'not connected' }
     this.busy = false
