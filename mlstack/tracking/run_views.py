@@ -9,17 +9,17 @@ __all__ = ['KINDS', 'PARTS', 'RUN_ROUTES', 'cut', 'finite', 'kind_of', 'overview
            'media_steps', 'media_at', 'cut_item', 'histograms', 'media_file', 'send_file', 'TableFile', 'table_page',
            'ConsoleLog', 'console_page', 'part', 'cut_values', 'record_of', 'change']
 
-# %% ../../nbs/tracking/05a_run_views.ipynb #a7bf6db8
-import json, os, re
+# %% ../../nbs/tracking/05a_run_views.ipynb #5a42d052
+import json, re
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 from urllib.parse import quote
 
-from ..core import MlstackError
 from .guarding import Refused, file_policy
 from .housekeeping import describe, remove_run, undo
 from .lanes import flat
+from .query import _steady
 from .surroundings import console_lines, read_system
 
 # %% ../../nbs/tracking/05a_run_views.ipynb #a7b5d2b6
@@ -39,7 +39,8 @@ def kind_of(v):
     if isinstance(v,list): return kind_of(v[0]) if v and not isinstance(v[0],list) else ''
     return str(v.get('_type','')) if isinstance(v,dict) else ''
 
-# %% ../../nbs/tracking/05a_run_views.ipynb #54a870a4
+# %% ../../nbs/tracking/05a_run_views.ipynb #a7151c92
+@_steady # the lanes of a run that is over become columns while somebody looks
 def overview(record) -> dict:
     "What the first look at a run shows, and which further parts there are."
     about = {k: getattr(record,k) for k in ('name','project','state','error','seconds','group','job_type','sweep','trial','parent','forked','host')}
