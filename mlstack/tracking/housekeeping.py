@@ -69,7 +69,7 @@ def undo(
     os.rename(source, target)
     return name
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #975ef1e0
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #378214db
 def needed(store) -> set:
     "The digests that the versions need, those in the trash too, and those of registered models."
     from mlstack.tracking.artifacts import _version_facts
@@ -110,10 +110,13 @@ def collect(
     hours=1    # how old content that nobody needs must be
 ) -> tuple:
     "Delete what nobody needs; returns the number of things and of bytes."
+    from mlstack.tracking.registry import registered
     runs,freed,now = settings(runs=dir).runs,[0,0],time.time()
+    held = {v.artifact for v in registered(runs)}
     for at,_,where,_ in trash(runs):
         if days and at>now-days*86400: continue # the time in an id may be ahead of the clock
         if where.is_dir(): _drop(where, freed)
+        elif f'{where.parents[2].name}/{where.parent.name}:{where.stem}' in held: continue # removed at the moment it was registered
         else:
             freed[0] += 1
             os.truncate(where, 0) # its number stays taken
@@ -133,7 +136,7 @@ def _tidy(path):
     from mlstack.tracking.forking import tidy
     if (path/'meta.json').exists() and run_state(RunFacts(path))[0]!='running': tidy(path)
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #39ee2830
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #5b5e2f3f
 def check(dir=None, project=None) -> list:
     "What is wrong with the runs and artifacts that are kept here, a sentence each."
     import warnings
@@ -154,8 +157,12 @@ def check(dir=None, project=None) -> list:
     from mlstack.tracking.registry import Models
     for model in Models(runs):
         if project is None: found += model.log.problems
-        found += [f'{model.name} {o.name}: {wrong}' for o in model.versions if project in (None,o.kept.store.parent.name) and o.state=='registered' and (wrong := o.check())]
+        found += [f'{model.name} {o.name}: {wrong}' for o in model.versions if project in (None,o.kept.store.parent.name) and o.state=='registered' and (wrong := o.check() or _in_trash(o))]
     return list(dict.fromkeys(found))
+
+def _in_trash(version):
+    try: find_artifact(version.kept.store, version.artifact.rpartition('/')[2])
+    except MlstackError: return f'its artifact {version.artifact} is not there any more; what it holds is kept'
 
 def _is_json(path):
     import json

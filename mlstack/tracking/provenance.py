@@ -110,7 +110,7 @@ def _walk(places, begin, step):
                     next.append(other)
     return reached,edges
 
-# %% ../../nbs/tracking/04f_provenance.ipynb #bca0f23d
+# %% ../../nbs/tracking/04f_provenance.ipynb #a9134455
 def _described(places, node):
     "A node as facts: what it is, what it is called, how it is."
     kind,_,name = node.partition(':')
@@ -162,7 +162,7 @@ class Lineage:
         down,below = _walk(places, start, _below)
         self.edges = list(dict.fromkeys([(b,a,how) for a,b,how in above]+below))
         self.nodes = {o:_described(places, o) for o in {**up,**down}}
-        for o,n in self.nodes.items(): n['distance'] = -up[o] if o in up else max(down[o]-(start!=self.root),1)
+        for o,n in self.nodes.items(): n['distance'] = -up[o] if o in up else down[o]-(start!=self.root)
         for o in (self.root,start): self.nodes[o]['distance'] = -up[o]
 
     def facts(self) -> dict:
@@ -207,7 +207,7 @@ def lineage(
     "What `x` was made from, and what was made from it."
     return Lineage(x, dir)
 
-# %% ../../nbs/tracking/04f_provenance.ipynb #620b82c3
+# %% ../../nbs/tracking/04f_provenance.ipynb #1e37578b
 _colours = dict(run='#8a8f98', artifact='#4c7bd9', model='#2b9a66')
 
 def _cut(text, n): return text if len(text)<=n else text[:n-1]+'…'
@@ -224,8 +224,9 @@ def svg(line, steps=4, most=8) -> str: # a Lineage
     for a,b,how in line.edges:
         if a not in shown or b not in shown: continue
         (x1,y1),(x2,y2) = at(a),at(b)
-        x1,y1,y2 = x1+150,y1+17,y2+17
-        parts.append(f'<path d="M{x1},{y1} C{x1+20},{y1} {x2-20},{y2} {x2},{y2}" fill="none" stroke="currentColor" opacity=".35"><title>{escape(how)}</title></path>')
+        if x1<x2: d = f'M{x1+150},{y1+17} C{x1+170},{y1+17} {x2-20},{y2+17} {x2},{y2+17}'
+        else: d = f'M{x1+75},{y1+34} C{x1+75},{y1+54} {x2+75},{y2+54} {x2+75},{y2+34}' # a circle: back, below the boxes
+        parts.append(f'<path d="{d}" fill="none" stroke="currentColor" opacity=".35"><title>{escape(how)}</title></path>')
     for id in shown:
         o,(x,y) = line.nodes[id],at(id)
         gone = ' stroke-dasharray="4 3"' if o['state'] in ('in the trash','deleted','gone','damaged','archived') else ''

@@ -19,7 +19,7 @@ from .artifacts import Artifact, _safe_alias, blob_path, create_once, digest_of
 from .query import MISSING, Record, direction, query_test
 from .tables import Table, show
 
-# %% ../../nbs/tracking/04c_registry.ipynb #fc31799e
+# %% ../../nbs/tracking/04c_registry.ipynb #94d178f5
 def _sealed(event): return json.dumps(event|dict(sum=sha256(json.dumps(event).encode()).hexdigest()[:16]))
 
 _read = {} # events by file, with its size and time: they do not change
@@ -57,8 +57,8 @@ class Log:
         if k=='register': self.versions[v] = o|dict(state='registered')
         if k=='archive' and v in self.versions: self.versions[v]['state'] = 'archived'
         if k=='restore' and v in self.versions: self.versions[v]['state'] = 'registered'
-        for alias in o['aliases']:
-            before = self.aliases.setdefault(alias, [])
+        for alias in o['aliases'] if k in ('register','promote','rollback','archive') else ():
+            before = self.aliases.setdefault(alias, []) # all that it meant
             if k=='rollback': del before[o['depth']:]
             else: before.append(None if k=='archive' else v)
 
@@ -90,12 +90,12 @@ def _add(folder, decide):
             if create_once(folder/f'{log.last+1:06}.json', _sealed(event), sync=True): return log,event
     except OSError as e: raise MlstackError(f'the registry cannot be written: {os.strerror(e.errno).lower()}', str(folder), 'free some space or mend the path; what was registered is as it was') from None
 
-# %% ../../nbs/tracking/04c_registry.ipynb #e9cd9110
+# %% ../../nbs/tracking/04c_registry.ipynb #ca23ae9d
 class Version:
     "One version of a model: `name`, `artifact`, `digest`, `run`, `metrics`, `config`, `data`, `created`, `by`, `note`."
-    def __init__(self, model, facts):
+    def __init__(self, model, facts, log=None): # log: what aliases and state are read from, else from how things are now
         from datetime import datetime
-        self.model,self.facts_said = model,facts
+        self.model,self.facts_said,self._log = model,facts,log
         self.number,self.name,self.created,self.by = facts['version'],f'v{facts["version"]}',datetime.fromtimestamp(facts['t']),facts['by']
         self.artifact = '{project}/{name}:{version}'.format(**facts['artifact'])
         self.digest,self.size,self.files = (facts['artifact'][k] for k in ('digest','size','files'))
@@ -103,9 +103,9 @@ class Version:
         self.metrics,self.config,self.data,self.note,self.forced = (facts[k] for k in ('metrics','config','data','card','forced'))
 
     @property
-    def aliases(self): return self.model.log.called(self.number)
+    def aliases(self): return (self._log or self.model.log).called(self.number)
     @property
-    def state(self): return self.model.log.versions[self.number]['state']
+    def state(self): return (self._log or self.model.log).versions[self.number]['state']
     @property
     def runs(self): return self.model.folder.parent.parent
 
@@ -186,7 +186,7 @@ def _insist(found, what, where, force):
     if found and not force: raise Refused(f'{what}: {"; ".join(o for o,_ in found)}', where, f'{found[0][1]}, or pass force=True, which is written down')
     return [o for o,_ in found]
 
-# %% ../../nbs/tracking/04c_registry.ipynb #ad044e55
+# %% ../../nbs/tracking/04c_registry.ipynb #f65af9a1
 def _guard(require, version, log):
     "Why a version does not meet a condition, or ''."
     if m := re.fullmatch(r'better than ([\w.-]+) on (.+)', require.strip()):
@@ -218,7 +218,10 @@ class Model:
     @property
     def log(self): return Log(self.folder)
     @property
-    def versions(self): return [Version(self, o) for o in self.log.versions.values()]
+    def versions(self):
+        "All of them as they are now, the oldest first."
+        log = self.log
+        return [Version(self, o, log) for o in log.versions.values()]
     @property
     def aliases(self):
         "What each alias means."
