@@ -34,9 +34,9 @@ function palette(n) { if (n >= 232) { const g = 8+10*(n-232); return [g,g,g] } i
 
 runTabs.push({name:'console', title:'Console', has:r => r.parts.includes('console'), open(box, run) {
   const s = {total:0, blocks:new Map(), follow:true, find:'', found:[], hits:0, at:-1, times:false, closed:false}
-  const rows = el('div','lines-in'), view = el('div','console mono', rows), info = el('span','sub count'), end = button('follow', () => { s.follow = true; view.scrollTop = 1e9; paint() })
+  const rows = el('div','lines-in'), view = el('div','console mono', rows), info = el('span','sub count'), end = press('follow', () => { s.follow = true; view.scrollTop = 1e9; paint() })
   const field = Object.assign(el('input','field small'), {type:'search', placeholder:'find', ariaLabel:'find in the console'}), times = Object.assign(el('input'), {type:'checkbox'})
-  box.append(el('div','bar onetools', field, button('‹', () => jump(-1), 'icon step'), button('›', () => jump(1), 'icon step'), info, el('span','gap'), el('label','tool',times,' times'), end), view)
+  box.append(el('div','bar onetools', field, press('‹', () => jump(-1), 'icon step'), press('›', () => jump(1), 'icon step'), info, el('span','gap'), el('label','tool',times,' times'), end), view)
   view.tabIndex = 0; view.setAttribute('aria-label','what the run printed')
   async function block(i, again) {
     if (s.blocks.has(i) && !again) return

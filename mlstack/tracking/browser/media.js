@@ -19,8 +19,8 @@ const audioItem = (o, run) => el('figure','sound', failing(Object.assign(el('aud
 const videoItem = (o, run) => el('figure','', failing(Object.assign(el('video'), {src:fileAt(run,o.path), controls:true, preload:'metadata'})), caption(o))
 function htmlItem(o, run) { // a stranger's page: no scripts and an origin of its own, here by the frame and again by what the server sends with it
   const frame = el('iframe','page'); frame.setAttribute('sandbox',''); frame.title = 'a page that the run logged'; frame.src = fileAt(run,o.path)
-  const larger = button('larger', () => { frame.classList.toggle('tall'); larger.textContent = frame.classList.contains('tall') ? 'smaller' : 'larger' })
-  const allow = button('allow its scripts', () => { allow.remove(); frame.setAttribute('sandbox','allow-scripts'); frame.src = fileAt(run,o.path,{scripts:1}) }); allow.title = 'A figure of plotly needs them. They still reach neither this page nor the network, plotly’s own library apart.'
+  const larger = press('larger', () => { frame.classList.toggle('tall'); larger.textContent = frame.classList.contains('tall') ? 'smaller' : 'larger' })
+  const allow = press('allow its scripts', () => { allow.remove(); frame.setAttribute('sandbox','allow-scripts'); frame.src = fileAt(run,o.path,{scripts:1}) }); allow.title = 'A figure of plotly needs them. They still reach neither this page nor the network, plotly’s own library apart.'
   return el('figure','wide', frame, el('div','under-page', larger, allow))
 }
 
@@ -28,7 +28,7 @@ const showItem = {'image-file':imageItem, 'audio-file':audioItem, 'html-file':ht
 
 // a table: pages of it come from the server, sorted there
 function tableItem(o, run) {
-  const t = {first:0, n:25, sort:'', down:'', find:''}, head = el('thead'), body = el('tbody'), info = el('span','sub count'), back = button('‹', () => turn(-1), 'icon step'), on = button('›', () => turn(1), 'icon step')
+  const t = {first:0, n:25, sort:'', down:'', find:''}, head = el('thead'), body = el('tbody'), info = el('span','sub count'), back = press('‹', () => turn(-1), 'icon step'), on = press('›', () => turn(1), 'icon step')
   const field = Object.assign(el('input','field small'), {type:'search', placeholder:'find', ariaLabel:'find in the table'})
   const box = el('div','tablebox', el('div','tabletools', field, el('span','gap'), info, back, on), el('div','scroll', el('table','data', head, body)))
   function turn(by) { t.first = Math.max(0, t.first+by*t.n); load() }
@@ -36,7 +36,7 @@ function tableItem(o, run) {
   async function load() {
     try {
       const got = await get('api/table', {id:run, path:o.path, ...t})
-      head.replaceChildren(el('tr','', ...got.columns.map((name,i) => { const th = el('th','', button(name, () => { if (t.sort !== i) { t.sort = i; t.down = '' } else if (!t.down) t.down = 1; else { t.sort = ''; t.down = '' } t.first = 0; load() }, ''), t.sort === i ? el('span','arrow', t.down ? '↓' : '↑') : null); th.setAttribute('aria-sort', t.sort === i ? (t.down ? 'descending' : 'ascending') : 'none'); return th })))
+      head.replaceChildren(el('tr','', ...got.columns.map((name,i) => { const th = el('th','', press(name, () => { if (t.sort !== i) { t.sort = i; t.down = '' } else if (!t.down) t.down = 1; else { t.sort = ''; t.down = '' } t.first = 0; load() }, ''), t.sort === i ? el('span','arrow', t.down ? '↓' : '↑') : null); th.setAttribute('aria-sort', t.sort === i ? (t.down ? 'descending' : 'ascending') : 'none'); return th })))
       body.replaceChildren(...got.rows.map(row => el('tr','', ...row.map(v => cell(v, run)))))
       info.textContent = got.total ? (got.first+1).toLocaleString('en')+' – '+(got.first+got.rows.length).toLocaleString('en')+' of '+got.total.toLocaleString('en') : 'no row'
       back.disabled = !got.first; on.disabled = got.first+got.rows.length >= got.total

@@ -1,7 +1,7 @@
 // one run: a page of its own over the list, with tabs. A tab is {name, title, has(run), open(box, run)}; open() may return {update(run), close()}.
 const runTabs = []
 const one = {id:'', tab:'overview', run:null, stamp:'', open:null, timer:null}
-const oneBox = el('section','one'); oneBox.id = 'one'; oneBox.hidden = true; document.body.append(oneBox)
+const oneBox = $('one')
 keep('tab', () => S.run && one.tab != 'overview' ? one.tab : '', v => { one.tab = v || 'overview'; if (one.run && one.run.id == S.run) showTab() })
 document.querySelector('.logo').onclick = closeRun
 
@@ -32,22 +32,22 @@ function takeRun(run) {
 function lost(e) {
   if (oneBox.querySelector('.lost')) return
   const box = el('div','lost', el('b','', e.status == 404 ? 'This run is not here any more' : e.status ? 'This run cannot be read' : 'Not connected'), el('p','', e.status == 404 ? 'It was removed, or its folder was moved.' : e.status ? e.message : 'The server has ended; start it again with  mlstack ui'))
-  if (e.status == 404) box.append(button('bring it back from the trash', async () => { try { await post('api/undo', {run:one.id.split('/').pop()}); box.remove(); one.stamp = ''; readRun() } catch (e) { toast(e.message) } }))
+  if (e.status == 404) box.append(press('bring it back from the trash', async () => { try { await ask('api/undo', {run:one.id.split('/').pop()}); box.remove(); one.stamp = ''; readRun() } catch (e) { toast(e.message) } }))
   if (!one.run) oneBox.append(box); else oneBox.querySelector('.onehead').after(box)
 }
 
 // the head: what it is called, how it stands, its tabs
-const button = (text, fn, cls='link') => { const b = el('button',cls,text); b.onclick = fn; return b }
-const backButton = () => { const b = button('‹ runs', closeRun, 'back'); b.title = 'back to the list (Esc)'; return b }
+const press = (text, fn, cls='link') => button(text, cls, fn)
+const backButton = () => { const b = press('‹ runs', closeRun, 'back'); b.title = 'back to the list (Esc)'; return b }
 function paintHead() {
   const r = one.run, box = oneBox.querySelector('.onehead'), when = new Date(r.created*1000)
   if (box.contains(document.activeElement) && document.activeElement.matches('input')) return // somebody is typing a name
   const sub = el('div','sub', r.id, ' · ', el('span','', when.toLocaleDateString()+' '+when.toLocaleTimeString([], {hour:'2-digit',minute:'2-digit'})), ' · ', span(r.seconds), r.points ? ' · '+r.points.toLocaleString('en')+' rows' : '')
-  const remove = button('remove', () => confirmIn(remove, 'Move this run to the trash?', 'remove', removeRun), 'link danger'); remove.hidden = r.state == 'running'
+  const remove = press('remove', () => confirmIn(remove, 'Move this run to the trash?', 'remove', removeRun), 'link danger'); remove.hidden = r.state == 'running'
   const title = el('h1','', editable(r.name, {label:'name', save:name => describe({name})}))
   box.replaceChildren(backButton(), el('div','onetitle', el('div','', title, el('span','state '+r.state, r.state)), sub), remove)
   const nav = oneBox.querySelector('.onetabs') || el('nav','tabs onetabs'); nav.setAttribute('role','tablist')
-  nav.replaceChildren(...runTabs.filter(t => t.has(r)).map(t => { const b = button(t.title, () => goTab(t.name), 'tab'); b.setAttribute('role','tab'); b.setAttribute('aria-selected', t.name == one.tab); b.dataset.tab = t.name; return b }))
+  nav.replaceChildren(...runTabs.filter(t => t.has(r)).map(t => { const b = press(t.title, () => goTab(t.name), 'tab'); b.setAttribute('role','tab'); b.setAttribute('aria-selected', t.name == one.tab); b.dataset.tab = t.name; return b }))
   if (!nav.isConnected) oneBox.append(nav, el('div','onebody'))
 }
 function goTab(name) { one.tab = name; link(true); showTab() }
@@ -62,17 +62,17 @@ function showTab() {
 
 // changing a run
 async function describe(what) {
-  try { takeRun(await (await post('api/describe', {id:one.id, ...what})).json()); refresh() } catch (e) { toast(e.message); one.stamp = ''; readRun() }
+  try { takeRun(await ask('api/describe', {id:one.id, ...what})); refresh() } catch (e) { toast(e.message); one.stamp = ''; readRun() }
 }
 async function removeRun() {
   const id = one.id
-  try { await post('api/remove', {id}) } catch (e) { return toast(e.message) }
+  try { await ask('api/remove', {id}) } catch (e) { return toast(e.message) }
   closeRun(); S.on.delete(id); refresh()
-  toast('The run is in the trash.', 'undo', async () => { await post('api/undo', {run:id.split('/').pop()}); refresh() })
+  toast('The run is in the trash.', 'undo', async () => { await ask('api/undo', {run:id.split('/').pop()}); refresh() })
 }
 // a text that becomes a field when it is clicked; Enter or leaving it saves, Escape does not
 function editable(text, {label, save, long, empty}) {
-  const shown = button(text || empty || '', () => {
+  const shown = press(text || empty || '', () => {
     const field = el(long ? 'textarea' : 'input','edit'); field.value = text; field.setAttribute('aria-label', label); if (long) field.rows = Math.min(14, Math.max(4, text.split('\n').length+1))
     let over = false; const end = ok => { if (over) return; over = true; field.replaceWith(shown); if (ok && field.value.trim() != text.trim()) { text = field.value.trim(); shown.textContent = text || empty || ''; save(text) } }
     field.onkeydown = e => { e.stopPropagation(); if (e.key == 'Escape') end(false); if (e.key == 'Enter' && (!long || e.ctrlKey || e.metaKey)) end(true) }
@@ -82,17 +82,17 @@ function editable(text, {label, save, long, empty}) {
 }
 function tagEditor(run) {
   const box = el('div','tags'), add = Object.assign(el('input','addtag'), {placeholder:'+ tag', ariaLabel:'add a tag', maxLength:200})
-  for (const t of run.tags) { const x = button('×', () => describe({tags:run.tags.filter(o => o != t)}), 'x'); x.setAttribute('aria-label','remove the tag '+t); box.append(el('span','tag', el('span','',t), x)) }
+  for (const t of run.tags) { const x = press('×', () => describe({tags:run.tags.filter(o => o != t)}), 'x'); x.setAttribute('aria-label','remove the tag '+t); box.append(el('span','tag', el('span','',t), x)) }
   add.onkeydown = e => { e.stopPropagation(); if (e.key == 'Enter' && add.value.trim()) describe({tags:[...run.tags, add.value.trim()]}) }
   box.append(add); return box
 }
 function confirmIn(place, question, yes, fn) { // in the page: a frame may not open dialogs
-  const box = el('span','confirm', question+' ', button(yes, () => { box.replaceWith(place); fn() }, 'danger solid'), button('keep', () => box.replaceWith(place), 'solid'))
+  const box = el('span','confirm', question+' ', press(yes, () => { box.replaceWith(place); fn() }, 'danger solid'), press('keep', () => box.replaceWith(place), 'solid'))
   place.replaceWith(box); box.querySelector('button').focus()
 }
 function toast(text, action, fn) {
   document.querySelector('.toast')?.remove(); const box = el('div','toast', el('span','',text)); box.setAttribute('role','status')
-  if (action) box.append(button(action, async () => { box.remove(); try { await fn() } catch (e) { toast(e.message) } }))
+  if (action) box.append(press(action, async () => { box.remove(); try { await fn() } catch (e) { toast(e.message) } }))
   document.body.append(box); setTimeout(() => box.remove(), action ? 12000 : 6000)
 }
 
@@ -100,7 +100,7 @@ function toast(text, action, fn) {
 const said = v => v === null || v === undefined ? '' : typeof v == 'object' ? JSON.stringify(v) : typeof v == 'number' ? (Number.isInteger(v) ? v.toLocaleString('en') : String(+v.toPrecision(6))) : String(v)
 function longText(text, most=400) {
   if (text.length <= most) return el('span','',text)
-  const s = el('span','',text.slice(0,most)+'… '), more = button('all '+text.length.toLocaleString('en')+' characters', () => s.replaceChildren(text)); s.append(more); return s
+  const s = el('span','',text.slice(0,most)+'… '), more = press('all '+text.length.toLocaleString('en')+' characters', () => s.replaceChildren(text)); s.append(more); return s
 }
 function facts(d, find) {
   const keys = Object.keys(d).filter(k => said(d[k]) !== ''), dl = el('dl','kv')
@@ -111,7 +111,7 @@ function facts(d, find) {
 }
 const panel = (title, ...kids) => el('section','panel', title ? el('h2','',title) : null, ...kids)
 const bytes = n => n < 1e3 ? n+' bytes' : n < 1e6 ? +(n/1e3).toPrecision(3)+' kB' : n < 1e9 ? +(n/1e6).toPrecision(3)+' MB' : +(n/1e9).toPrecision(3)+' GB'
-const runLink = id => { const b = button(S.runs.get(id)?.name || id, () => openRun(id)); b.title = id; return b }
+const runLink = id => { const b = press(S.runs.get(id)?.name || id, () => openRun(id)); b.title = id; return b }
 
 runTabs.push({name:'overview', title:'Overview', has:() => true, open(box, run) {
   const paint = r => {
@@ -133,9 +133,9 @@ runTabs.push({name:'overview', title:'Overview', has:() => true, open(box, run) 
 // curves of this run; several charts share axis, zoom and smoothing
 const oneAxis = {x:'step', zoom:null, smooth:0}
 function lineTools(charts, smooth) {
-  const seg = el('span','seg'), reset = button('reset zoom', () => { oneAxis.zoom = null; all() })
+  const seg = el('span','seg'), reset = press('reset zoom', () => { oneAxis.zoom = null; all() })
   const all = () => { reset.hidden = !oneAxis.zoom; for (const c of charts) c.load(true) }
-  for (const [x,name] of [['step','step'],['relative','duration'],['time','time']]) { const b = button(name, () => { oneAxis.x = x; oneAxis.zoom = null; for (const o of seg.children) o.setAttribute('aria-pressed', o == b); all() }, ''); b.setAttribute('aria-pressed', x == oneAxis.x); seg.append(b) }
+  for (const [x,name] of [['step','step'],['relative','duration'],['time','time']]) { const b = press(name, () => { oneAxis.x = x; oneAxis.zoom = null; for (const o of seg.children) o.setAttribute('aria-pressed', o == b); all() }, ''); b.setAttribute('aria-pressed', x == oneAxis.x); seg.append(b) }
   const slide = Object.assign(el('input'), {type:'range', min:0, max:.98, step:.02, value:oneAxis.smooth}); slide.oninput = () => { oneAxis.smooth = +slide.value; for (const c of charts) c.rebuild() }
   reset.hidden = !oneAxis.zoom; charts.zoomed = all
   return el('div','bar onetools', seg, smooth ? el('label','tool','smooth ',slide) : null, reset)
@@ -150,7 +150,7 @@ class Lines {
   async load(again) {
     if (again) this.data = null; if (this.data || this.busy || !this.visible) return
     this.busy = true; const asked = JSON.stringify(oneAxis)
-    try { this.data = unpack(await (await post('api/curves', {runs:[this.id], metric:this.metric, x:oneAxis.x, low:oneAxis.zoom?.[0] ?? null, high:oneAxis.zoom?.[1] ?? null})).arrayBuffer()); this.rebuild() }
+    try { this.data = unpack(await ask('api/curves', {runs:[this.id], metric:this.metric, x:oneAxis.x, low:oneAxis.zoom?.[0] ?? null, high:oneAxis.zoom?.[1] ?? null})); this.rebuild() }
     catch (e) { this.info.textContent = e.status ? e.message : 'not connected' }
     this.busy = false; if (JSON.parse(asked).x != oneAxis.x) this.load(true)
   }
