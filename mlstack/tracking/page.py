@@ -10,7 +10,7 @@ The server listens on this machine only, answers only to this machine's name, wr
 __all__ = ['BUCKETS', 'SCRIPTS', 'ROUTES', 'shared_curves', 'run_row', 'Board', 'curves_answer', 'importance_answer',
            'diff_answer', 'page_html', 'Page', 'ui']
 
-# %% ../../nbs/tracking/05_page.ipynb #7a5cbc56
+# %% ../../nbs/tracking/05_page.ipynb #6d993ca4
 import json, os, sys, threading, time
 from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +21,7 @@ from ..core import MlstackError, new_id, settings
 from .comparing import diff, differing, influence
 from .definitions import _definition
 from .lanes import flat
+from .artifact_views import ARTIFACT_ROUTES
 from .guarding import DATA_POLICY, LOCAL, Guard, Refused, host_name, page_policy
 from .query import Record, Runs, parse_query, run_folders, series
 from .run_views import RUN_ROUTES, finite
@@ -210,7 +211,7 @@ def diff_answer(board, a, b) -> dict:
     d = diff(board.record(a), board.record(b))
     return finite(dict(a=a, b=b, patch=d.patch[:400_000], **{part:[[k,_short(x),_short(y)] for k,(x,y) in d.parts[part].items()] for part in ('code','env')}))
 
-# %% ../../nbs/tracking/05_page.ipynb #ffbfd8b1
+# %% ../../nbs/tracking/05_page.ipynb #2e1261ca
 SCRIPTS = ('base','list','card','curves','table','parallel','scatter','importance','compare','run','media','console','artifacts','keys','start') # one scope, in this order; views have their tabs in this order too
 
 def page_html(nonce='', token='') -> str:
@@ -275,7 +276,7 @@ ROUTES = { # what is asked of the server: fn(handler, ask) gives a dict, sent as
     ('POST','/api/curves'): lambda handler,ask: curves_answer(handler.server.board, **ask),
     ('POST','/api/importance'): lambda handler,ask: importance_answer(handler.server.board, **ask),
     ('POST','/api/diff'): lambda handler,ask: diff_answer(handler.server.board, **ask),
-} | RUN_ROUTES
+} | RUN_ROUTES | ARTIFACT_ROUTES
 
 # %% ../../nbs/tracking/05_page.ipynb #ea323fee
 class Page:
