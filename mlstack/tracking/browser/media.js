@@ -1,6 +1,6 @@
 // pictures, sound, pages, tables and histograms of one run, each with a slider over its steps
 const fileAt = (run, path, more) => 'api/file?'+new URLSearchParams({id:run, path, ...more})
-const kindName = {'image-file':'pictures', 'audio-file':'sound', 'html-file':'pages', 'table-file':'tables', 'histogram':'histograms'}
+const kindName = {'image-file':'Pictures', 'table-file':'Tables', 'histogram':'Histograms', 'html-file':'Pages', 'audio-file':'Sound'}
 
 function failing(e, text) { e.onerror = () => e.replaceWith(el('div','missing', text || 'This file is not here, or only half of it.')); return e }
 const caption = o => o.caption ? el('figcaption','',longText(said(o.caption),120)) : null
@@ -108,7 +108,7 @@ runTabs.splice(2, 0, {name:'media', title:'Media', has:r => r.media.length, open
     const kinds = [...Object.keys(kindName), ''], of = e => e.kind in kindName ? e.kind : ''
     for (const e of r.media) { const c = cards.get(e.name); if (!c) cards.set(e.name, new MediaCard(r.id, e)); else if (c.entry.count != e.count) { c.entry = e; if (c.loaded) c.load() } }
     const layout = kinds.map(k => r.media.filter(e => of(e) == k)).filter(l => l.length), key = JSON.stringify(layout.map(l => l.map(e => e.name)))
-    if (key != grids.dataset.key) { grids.dataset.key = key; grids.replaceChildren(...layout.flatMap(l => [el('h2','over', kindName[of(l[0])] || 'other'), el('div','media-grid kind-'+(of(l[0])||'other'), ...l.map(e => cards.get(e.name).box))])) }
+    if (key != grids.dataset.key) { grids.dataset.key = key; grids.replaceChildren(...layout.flatMap(l => [el('h2','over', kindName[of(l[0])] || 'Other'), el('div','media-grid kind-'+(of(l[0])||'other'), ...l.map(e => cards.get(e.name).box))])) }
   }
   if (run.media.length > 8) box.append(el('div','bar onetools', find))
   box.append(grids); paint(run)

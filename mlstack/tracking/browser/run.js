@@ -40,9 +40,9 @@ function lost(e) {
 const press = (text, fn, cls='link') => button(text, cls, fn)
 const backButton = () => { const b = press('‹ runs', closeRun, 'back'); b.title = 'back to the list (Esc)'; return b }
 function paintHead() {
-  const r = one.run, box = oneBox.querySelector('.onehead'), when = new Date(r.created*1000)
+  const r = one.run, box = oneBox.querySelector('.onehead')
   if (box.contains(document.activeElement) && document.activeElement.matches('input')) return // somebody is typing a name
-  const sub = el('div','sub', r.id, ' · ', el('span','', when.toLocaleDateString()+' '+when.toLocaleTimeString([], {hour:'2-digit',minute:'2-digit'})), ' · ', span(r.seconds), r.points ? ' · '+r.points.toLocaleString('en')+' rows' : '')
+  const sub = el('div','sub', r.id, ' · ', date(r.created), ' · ', span(r.seconds), r.points ? ' · '+r.points.toLocaleString('en')+' rows' : '')
   const remove = press('remove', () => confirmIn(remove, 'Move this run to the trash?', 'remove', removeRun), 'link danger'); remove.hidden = r.state == 'running'
   const title = el('h1','', editable(r.name, {label:'name', save:name => describe({name})}))
   box.replaceChildren(backButton(), el('div','onetitle', el('div','', title, el('span','state '+r.state, r.state)), sub), remove)
@@ -97,7 +97,7 @@ function toast(text, action, fn) {
 }
 
 // names and values, searchable when there are many
-const said = v => v === null || v === undefined ? '' : typeof v == 'object' ? JSON.stringify(v) : typeof v == 'number' ? (Number.isInteger(v) ? v.toLocaleString('en') : String(+v.toPrecision(6))) : String(v)
+const said = v => v === null || v === undefined ? '' : Array.isArray(v) && v.every(o => typeof o != 'object') ? v.join(', ') : typeof v == 'object' ? JSON.stringify(v) : typeof v == 'number' ? (Number.isInteger(v) ? v.toLocaleString('en') : String(+v.toPrecision(6))) : String(v)
 function longText(text, most=400) {
   if (text.length <= most) return el('span','',text)
   const s = el('span','',text.slice(0,most)+'… '), more = press('all '+text.length.toLocaleString('en')+' characters', () => s.replaceChildren(text)); s.append(more); return s
@@ -119,7 +119,7 @@ runTabs.push({name:'overview', title:'Overview', has:() => true, open(box, run) 
     const origin = {command:r.command, host:r.host, folder:r.path, processes:r.processes > 1 ? r.processes : '', 'job type':r.job_type, sweep:r.sweep, trial:r.trial, parent:r.parent, 'forked from':r.forked ? said(r.forked) : ''}
     box.replaceChildren(...[
       r.error ? el('div','banner bad mono', r.error) : null, ...r.problems.map(p => el('div','banner warn', p)),
-      ...r.alerts.slice(-20).reverse().map(a => el('div','banner '+({ERROR:'bad',WARN:'warn'}[a.level]||'info'), el('b','',a.title), ' ', longText(a.text||''), el('span','sub',' '+new Date(a.t*1000).toLocaleTimeString()))),
+      ...r.alerts.slice(-20).reverse().map(a => el('div','banner '+({ERROR:'bad',WARN:'warn'}[a.level]||'info'), el('b','',a.title), ' ', longText(a.text||''), el('span','sub',' '+date(a.t)))),
       el('div','panels',
         panel('Summary', Object.keys(r.summary).length ? facts(r.summary) : el('p','sub','Nothing was logged yet.')),
         panel('Config', Object.keys(r.config).length ? facts(r.config) : el('p','sub','This run has no config.')),
