@@ -1239,6 +1239,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlstack.tracking.page._axes': ('tracking/page.html#_axes', 'mlstack/tracking/page.py'),
                                        'mlstack.tracking.page._bind': ('tracking/page.html#_bind', 'mlstack/tracking/page.py'),
                                        'mlstack.tracking.page._bucketed': ('tracking/page.html#_bucketed', 'mlstack/tracking/page.py'),
+                                       'mlstack.tracking.page._buckets': ('tracking/page.html#_buckets', 'mlstack/tracking/page.py'),
+                                       'mlstack.tracking.page._curve': ('tracking/page.html#_curve', 'mlstack/tracking/page.py'),
                                        'mlstack.tracking.page._exact': ('tracking/page.html#_exact', 'mlstack/tracking/page.py'),
                                        'mlstack.tracking.page._front': ('tracking/page.html#_front', 'mlstack/tracking/page.py'),
                                        'mlstack.tracking.page._importance': ('tracking/page.html#_importance', 'mlstack/tracking/page.py'),

@@ -26,17 +26,22 @@ from .guarding import DATA_POLICY, LOCAL, Guard, Refused, host_name, page_policy
 from .query import Record, Runs, parse_query, run_folders, series
 from .run_views import RUN_ROUTES, finite
 
-# %% ../../nbs/tracking/05_page.ipynb #36816042
+# %% ../../nbs/tracking/05_page.ipynb #a37aa032
 BUCKETS = 1000
 
-def _bucketed(x, y, edges):
-    "The least and greatest `y` from each edge to the next, two values for each; NaN where there is none, infinity where none is finite."
+def _buckets(x, edges):
+    "Which of the parts from each edge to the next have a point, and the first and the last point of each of these."
     import numpy as np
-    out,y = np.full(2*len(edges), np.nan),np.ascontiguousarray(y, float)
-    begin = np.searchsorted(np.ascontiguousarray(x, float), edges)
-    full = np.flatnonzero(np.diff(begin, append=len(y)))
+    begin = np.searchsorted(x, edges)
+    end = np.concatenate([begin[1:],[len(x)]])
+    full = np.flatnonzero(end>begin)
+    return full,begin[full],end[full]-1
+
+def _bucketed(y, full, first, last, n):
+    "The least and greatest `y` of each of `n` parts, two values for each; NaN where there is none, infinity where none is finite."
+    import numpy as np
+    out = np.full(2*n, np.nan)
     if not len(full): return out
-    first,last = begin[full],np.append(begin[full[1:]], len(y))-1
     bad = ~np.isfinite(y)
     least = np.minimum.reduceat(np.where(bad, np.inf, y) if bad.any() else y, first)
     most = np.maximum.reduceat(np.where(bad, -np.inf, y) if bad.any() else y, first)
@@ -53,16 +58,11 @@ def _exact(x, y, grid):
 
 def shared_curves(
     curves,     # a list of (x, y), each sorted by x
-    low=None,   # the part of x to show
-    high=None,
     n=BUCKETS,  # at most so many buckets
     log=False   # buckets are equal on a log axis; every x is > 0
 ):
     "The curves on common x values: (x, a row of values for each curve, whether they are the points themselves)."
     import numpy as np
-    if low is not None: # one point beyond each edge, so that lines leave the picture
-        cut = [(max(0, np.searchsorted(x,low)-1), np.searchsorted(x,high,'right')+1) for x,_ in curves]
-        curves = [(x[a:b],y[a:b]) for (x,y),(a,b) in zip(curves,cut)]
     full = [x for x,_ in curves if len(x)]
     if not full: return np.zeros(0),[np.zeros(0) for _ in curves],True
     if sum(map(len,full)) <= 200*n:
@@ -71,10 +71,13 @@ def shared_curves(
     low,high = float(min(x[0] for x in full)),float(max(x[-1] for x in full))
     if high==low: high = low+1
     part = lambda parts: low*(high/low)**parts if log else low+(high-low)*parts # of the axis
-    edges = part(np.arange(n)/n)
-    return part((np.arange(2*n)+.5)/(2*n)),[_bucketed(x,y,edges) for x,y in curves],False
+    edges,rows,before = part(np.arange(n)/n),[],None
+    for x,y in curves: # the runs of a sweep have their points at the same places
+        if before is None or len(x)!=len(before) or not np.array_equal(x, before): before,buckets = x,_buckets(x, edges)
+        rows.append(_bucketed(y, *buckets, n))
+    return part((np.arange(2*n)+.5)/(2*n)),rows,False
 
-# %% ../../nbs/tracking/05_page.ipynb #3c79d8e9
+# %% ../../nbs/tracking/05_page.ipynb #04364eca
 def _short(v): return v if not isinstance(v,(str,list,dict)) or len(json.dumps(v, default=str))<=300 else str(v)[:300]+'…'
 
 def run_row(record) -> dict:
@@ -94,20 +97,23 @@ class Board:
     "The runs of a folder as the page knows them, and what changed when."
     most = 1<<28 # bytes of curves to remember
     def __init__(self, folder):
-        self.folder,self.epoch,self.seen,self.cursor,self.order,self.lock,self.at = Path(folder),new_id(),{},0,[],threading.Lock(),0
-        self.ids,self.curves,self.held = {},OrderedDict(),0
+        self.folder,self.epoch,self.seen,self.cursor,self.order,self.lock = Path(folder),new_id(),{},0,[],threading.Lock()
+        self.left,self.due,self.ids,self.curves,self.held = 0,0,{},OrderedDict(),0
 
-    def refresh(self, every=.5):
-        "Look at the folder again, unless that was just done."
-        if time.monotonic()-self.at<every: return
-        self.order = []
+    def refresh(self, patience=.4):
+        "Look at the folder again, unless that was just done; of what is new as much as can be read within `patience` seconds."
+        start = time.monotonic()
+        if start<self.due: return
+        self.order,self.left = [],0
         for path in run_folders(self.folder):
             known = self.seen.get(path)
+            if known is None and time.monotonic()>start+patience: self.left += 1; continue
             try:
                 if known is None or known[0].state=='running' or known[1]!=_sign(path): self._look(path, known)
             except (MlstackError,OSError): continue # named by `runs()`; a page has nobody to tell
             self.order.append(path)
-        self.at = time.monotonic()
+        end = time.monotonic()
+        self.due = end if self.left else end+max(.5, 10*(end-start))
 
     def _look(self, path, known):
         sign,record = _sign(path),Record(path)
@@ -124,7 +130,7 @@ class Board:
             self.refresh()
             cursor = cursor if epoch==self.epoch else 0
             paths = [o for o in self.order if not project or o.parent.name==project]
-            out = dict(epoch=self.epoch, cursor=self.cursor, now=time.time(), total=len(paths), projects=sorted({o.parent.name for o in self.order}),
+            out = dict(epoch=self.epoch, cursor=self.cursor, now=time.time(), total=len(paths), left=self.left, projects=sorted({o.parent.name for o in self.order}),
                 runs=[self.seen[o][2] for o in self.order if self.seen[o][3]>cursor])
             try:
                 match,_ = parse_query(query)
@@ -163,7 +169,7 @@ def _sign(path):
     try: return os.stat(path/'events').st_mtime_ns
     except OSError: return 0
 
-# %% ../../nbs/tracking/05_page.ipynb #76fa5e71
+# %% ../../nbs/tracking/05_page.ipynb #ffbe758f
 def _place(board, id, record, x, step, at):
     "Where the points of a curve lie on the axis `x`; NaN for nowhere."
     import numpy as np
@@ -172,19 +178,26 @@ def _place(board, id, record, x, step, at):
     last = np.searchsorted(steps, step, 'right')-1 # what the other metric was by then
     return np.where(last>=0, values[last], np.nan) if len(steps) else np.full(len(step), np.nan)
 
+def _curve(board, id, metric, x, log):
+    "The points of a curve in the order of the axis `x`."
+    import numpy as np
+    record,step,at,value = board.series(id, metric)
+    place = _place(board, id, record, x, step, at)
+    if x=='step' and not log: return place,value # in order, and finite
+    there = np.isfinite(place) & (place>0) if log else np.isfinite(place)
+    if not there.all(): place,value = place[there],value[there]
+    if (np.diff(place)<0).any(): place,value = place[(order := np.argsort(place, kind='stable'))],value[order]
+    return place,value
+
 def curves_answer(board, runs, metric, x='step', low=None, high=None, log=False) -> bytes:
     "One metric of some runs in binary: the length of a JSON header, the header, x as float64, then a row of float32 for each run."
     import numpy as np
-    curves,points,bad = [],0,[]
-    for id in runs:
-        record,step,at,value = board.series(id, metric)
-        place = _place(board, id, record, x, step, at)
-        if not (there := np.isfinite(place) & (place>0) if log else np.isfinite(place)).all(): place,value = place[there],value[there]
-        if (np.diff(place)<0).any(): place,value = place[(order := np.argsort(place, kind='stable'))],value[order]
-        points += len(place)
-        bad.append(int((~np.isfinite(value)).sum()))
-        curves.append((place,value))
-    grid,rows,exact = shared_curves(curves, low, high, log=log)
+    curves = [_curve(board, o, metric, x, log) for o in runs]
+    if low is not None: # one point beyond each edge, so that lines leave the picture
+        cut = [slice(max(0, np.searchsorted(place,low)-1), np.searchsorted(place,high,'right')+1) for place,_ in curves]
+        curves = [(place[o],value[o]) for (place,value),o in zip(curves,cut)]
+    grid,rows,exact = shared_curves(curves, log=log)
+    points,bad = sum(len(o) for o,_ in curves),[int((~np.isfinite(o)).sum()) for _,o in curves]
     head = json.dumps(dict(runs=runs, metric=metric, n=len(grid), exact=exact, points=points, bad=bad)).encode()
     with np.errstate(over='ignore'): body = b''.join(o.astype('<f4').tobytes() for o in rows)
     return (len(head).to_bytes(4,'little')+head).ljust((4+len(head)+7)//8*8, b'\0') + grid.astype('<f8').tobytes() + body

@@ -9,7 +9,7 @@ const store = { get: k => { try { return localStorage.getItem('mlstack.'+k) } ca
 
 // what is known and what is looked at
 const S = { runs:new Map(), order:[], on:new Map(), cursor:0, total:0, epoch:'', touched:false, ready:false, now:Date.now()/1000, metrics:[], differ:[], columns:{}, projects:[],
-  axis:'step', smooth:0, log:false, logx:false, zoom:null, hover:null, run:'', group:'', folded:new Set(), sort:'', scope:'listed' }
+  axis:'step', smooth:0, log:false, logx:false, zoom:null, hover:null, run:'', group:'', folded:new Set(), sort:'', scope:'listed', left:0 }
 
 // numbers, times and values as people write them
 const num = v => v === null || v === undefined ? '' : typeof v != 'number' ? String(v) : !isFinite(v) ? String(v) : v === 0 ? '0' :
@@ -164,9 +164,10 @@ function canvasIn(box, width, height) {
 }
 
 // a scale of a chart: where a value is between 0 and 1, and where to write what
-function scaleOf(values, log) {
+function scaleOf(values, log, few = 0) { // numbers with no more than `few` values are levels too
   const known = values.filter(v => v !== undefined && v !== null && v !== '' && !(typeof v == 'string' && /^-?(nan|inf)$/.test(v))), numbers = known.filter(v => typeof v == 'number')
-  if (!numbers.length || numbers.length < known.length) return levels([...new Set(known.map(v => typeof v == 'object' ? JSON.stringify(v) : v))].sort(compareValues))
+  const kinds = few && new Set(known).size
+  if (!numbers.length || numbers.length < known.length || kinds > 1 && kinds <= few && kinds*2 <= known.length) return levels([...new Set(known.map(v => typeof v == 'object' ? JSON.stringify(v) : v))].sort(compareValues))
   const low = numbers.reduce((a,b) => Math.min(a,b)), high = numbers.reduce((a,b) => Math.max(a,b))
   if (log === undefined) log = low > 0 && high >= 50*low
   return log && high > 0 ? logarithmic(numbers.reduce((a,b) => b > 0 ? Math.min(a,b) : a, high), high) : linear(low, high)

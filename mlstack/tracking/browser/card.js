@@ -106,25 +106,29 @@ function bandsOf(d, rows) {
   d.runs.forEach((id,i) => { const r = S.runs.get(id); if (!r) return; const key = groupKey(r); (groups.get(key) || groups.set(key,[]).get(key)).push(i) })
   const lines = [], data = [d.x], bands = []
   for (const [key,members] of groups) {
-    const {mean,low,high} = together(members.map(i => pairs ? pairMeans(rows[i]) : filled(rows[i])), members.map(i => rows[i]), d.x.length, pairs)
+    const {mean,low,high} = together(members.map(i => pairs ? halves(rows[i]).map(filled) : [filled(rows[i])]), d.x.length)
     const c = tintOf(key), label = key ? show(S.group, value(S.runs.get(d.runs[members[0]]), S.group)) : 'none', n = data.length
     data.push(mean, high, low); bands.push({series:[n+1,n+2], fill:c+'26'})
     lines.push({name:label+' ('+members.length+')', group:key, colour:c, width:1.8, low, high}, {colour:'transparent', width:0}, {colour:'transparent', width:0})
   }
   return {data, lines, bands}
 }
-function together(filled, rows, n, pairs) {
+function together(runs, n) { // each run as [its values], or as [least, greatest]
   const mean = new Array(n), low = new Array(n), high = new Array(n)
   for (let j = 0; j < n; j++) {
     let sum = 0, count = 0, least = Infinity, most = -Infinity
-    for (let m = 0; m < filled.length; m++) { const v = filled[m][j]; if (v == null) continue
-      sum += v; count++
-      for (const w of pairs ? [rows[m][j&~1], rows[m][j|1]] : [v]) if (w != null) { if (w < least) least = w; if (w > most) most = w } }
-    mean[j] = count ? sum/count : undefined; low[j] = count && least < Infinity ? least : undefined; high[j] = count && most > -Infinity ? most : undefined
+    for (const r of runs) { const a = r[0][j], b = r.at(-1)[j]; if (a == null) continue
+      sum += (a+b)/2; count++; if (a < least) least = a; if (b > most) most = b }
+    if (count) { mean[j] = sum/count; low[j] = least; high[j] = most }
   }
   return {mean, low, high}
 }
-function pairMeans(row) { const out = new Array(row.length); for (let j = 0; j < row.length; j++) { const a = row[j&~1], b = row[j|1]; out[j] = a != null && b != null ? (a+b)/2 : a ?? b } return out }
+function halves(row) { // the least and the greatest of each pair, at both of its places
+  const low = new Array(row.length), high = new Array(row.length)
+  for (let j = 0; j < row.length; j++) { const a = row[j&~1], b = row[j|1]; if (a === undefined && b === undefined) continue
+    if (a == null || b == null) low[j] = high[j] = a ?? b; else { low[j] = Math.min(a,b); high[j] = Math.max(a,b) } }
+  return [low, high]
+}
 function filled(row) { // between its own points a run is on the line that is drawn
   const out = row.slice(); let last = -1
   for (let j = 0; j < row.length; j++) { if (row[j] === undefined) continue
@@ -137,21 +141,23 @@ function filled(row) { // between its own points a run is on the line that is dr
 const stepName = v => Math.abs(v) >= 1e4 ? +(v/1000).toPrecision(5)+'k' : num(v)
 const axisText = {relative:span, step:stepName}
 function placeName(axis, v) { return axis == 'step' ? 'step '+Math.round(v).toLocaleString('en') : axis == 'relative' ? 'after '+span(v) : axis == 'time' ? date(v)+':'+two(new Date(v*1000).getSeconds()) : axis+' '+num(v) }
+const plain = v => { const m = v/10**Math.floor(Math.log10(v)+1e-9); return Math.abs(m-Math.round(m)) < 1e-6 } // on a log axis: 1, 2, 30, …
 function yRange(u, low, high) {
   if (low === null) return S.log ? [.1,10] : [0,1]
   if (S.log) return low == high ? [low/2, high*2] : [low*(low/high)**.04, high*(high/low)**.04]
   const edge = low == high ? Math.abs(low)*.1 || 1 : (high-low)*.04
   return [low-edge, high+edge]
 }
+const logRange = (u, low, high) => !(low > 0) ? [1,10] : low == high ? [low/2,high*2] : [low,high] // uPlot never ends with a log axis from 0
 function chartOptions(card, d, {lines, bands, data}) {
   const few = row => { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true }, alpha = lines.length > 40 && !bands.length ? .6 : 1
   const series = lines.map((o,i) => ({stroke:o.colour, width:o.width, alpha, points:{show:!!o.name && few(data[i+1]), size:6, fill:o.colour}, pxAlign:0}))
   const axis = {stroke:css('--faint'), grid:{stroke:css('--grid'), width:1}, ticks:{show:false}, font:'11px ui-sans-serif,system-ui,sans-serif'}, text = axisText[d.axis] || num
   const named = d.axis != 'step' && !axisNames[d.axis] // another metric as the axis is named
   return { ...card.size(), legend:{show:false}, padding:[8,10,0,0], bands, series:[{}, ...series], focus:{alpha:.18},
-    scales:{ x:d.axis == 'time' ? {time:true} : d.logx ? {time:false, distr:3} : {time:false}, y:{distr:S.log ? 3 : 1, range:yRange} },
-    axes:[{...axis, size:28, values:d.axis == 'time' ? undefined : (u,vs) => vs.map(v => v == null ? '' : text(v)), ...(named ? {label:d.axis, labelSize:16, labelFont:axis.font, labelGap:-4} : {})},
-      {...axis, size:52, values:(u,vs) => vs.map(v => v == null ? '' : num(v))}],
+    scales:{ x:d.axis == 'time' ? {time:true} : d.logx ? {time:false, distr:3, range:logRange} : {time:false}, y:{distr:S.log ? 3 : 1, range:yRange} },
+    axes:[{...axis, size:28, values:d.axis == 'time' ? undefined : (u,vs) => vs.map(v => v == null || d.logx && !plain(v) ? '' : text(v)), ...(named ? {label:d.axis, labelSize:14, labelFont:axis.font, labelGap:-6} : {})},
+      {...axis, size:52, values:(u,vs) => vs.map(v => v == null || S.log && !plain(v) ? '' : num(v))}],
     cursor:{ drag:{x:true, y:false, setScale:false}, focus:{prox:40}, points:{size:6} },
     hooks:{ setSelect:[u => zoomTo(card, u)], setCursor:[u => card.say(u)], setSeries:[(u,i) => { card.focused = i }], draw:[u => drawRug(u, card.rug)] } }
 }

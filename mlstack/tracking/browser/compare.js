@@ -26,9 +26,16 @@ function tableOf(runs) {
 function lineOf(runs, c) {
   const vs = runs.map(r => value(r,c)), signs = vs.map(v => JSON.stringify(v) ?? ''), differs = signs.some(s => s != signs[0])
   if (!differs && !cmp.all || vs.every(v => v === undefined || v === null)) return null
-  const numbers = vs.map(finite), top = c[0] == 's' && differs && numbers.filter(v => v !== null).length > 1 ? numbers.filter(v => v !== null).reduce((a,b) => Math[best(c.slice(2))](a,b)) : null
-  return el('tr', differs && c[0] != 'r' ? 'differs' : '', el('th','',c.slice(2)), ...vs.map((v,i) => { const text = show(c,v), td = el('td', (numbers[i] !== null && numbers[i] === top ? 'top' : '')+(differs && c[0] == 'c' && signs[i] != signs[0] ? ' other' : ''), c == 'r:state' ? el('span','state '+v, v) : text || '–'); td.title = text; return td }))
+  const usual = runs.length == 2 ? signs[0] : usualOf(signs), top = c[0] == 's' && differs ? bestOf(vs, c.slice(2)) : null
+  const cell = (v,i) => make('td', {cls:(top !== null && v === top ? 'top' : '')+(differs && c[0] == 'c' && usual !== null && signs[i] != usual ? ' other' : ''), title:show(c,v)}, c == 'r:state' ? el('span','state '+v, v) : show(c,v) || '–')
+  return el('tr','', el('th','',c.slice(2)), ...vs.map(cell))
 }
+function usualOf(signs) { // what more than half of them have
+  const n = new Map(); for (const s of signs) n.set(s,(n.get(s)||0)+1)
+  for (const [s,m] of n) if (2*m > signs.length) return s
+  return null
+}
+function bestOf(vs, k) { const numbers = vs.map(finite).filter(v => v !== null); return numbers.length > 1 ? numbers.reduce((a,b) => Math[best(k)](a,b)) : null }
 const cmpPair = el('div','pair', el('h3','', el('span','','What changed from '), cmpA, el('span','',' to '), cmpB), cmpDiff)
 function pairTools(runs) {
   const ids = runs.map(r => r.id), list = runs.map(r => [r.id, r.name]) // the older of two is where one came from

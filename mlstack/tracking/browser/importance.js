@@ -7,11 +7,11 @@ keep('mode', () => im.mode, v => { im.mode = v == 'min' || v == 'max' ? v : '' }
 
 async function paintImportance() {
   showScope(); showAims()
-  const runs = scoped().filter(r => r.has.has(aim())), mode = im.mode || best(aim()), stamp = JSON.stringify([aim(), mode, runs.map(r => [r.id, r.points])])
+  const runs = scoped().filter(r => r.has.has(aim())), mode = im.mode || best(aim()), stamp = JSON.stringify([aim(), mode, runs.map(r => [r.id, r.state])])
   for (const b of imMode.children) b.setAttribute('aria-pressed', b.dataset.mode == mode)
   if (!runs.length) { im.stamp = ''; imInfo.textContent = ''; return imBox.replaceChildren(empty('Nothing to weigh', shown.length ? 'None of these runs has logged '+(aim() || 'a number')+'.' : 'No run is listed.')) }
   if (stamp == im.stamp) return
-  im.stamp = stamp; imInfo.textContent = 'weighing '+many(runs.length,'run')+' …'
+  im.stamp = stamp; imInfo.textContent = ''; imBox.replaceChildren(empty('Weighing '+many(runs.length,'run')+' …', 'This takes a moment.'))
   try {
     const answer = await ask('api/importance', {metric:aim(), runs:runs.map(r => r.id), mode})
     if (im.stamp == stamp) bars(answer)

@@ -144,19 +144,19 @@ async function refresh() {
     const answer = await (await fetch('api/runs?'+new URLSearchParams({q, project, cursor:S.cursor, epoch:S.epoch}), {signal:asking.signal})).json()
     learn(answer, project)
   } catch (e) { if (e.name == 'AbortError') return; $('count').textContent = 'not connected'; $('count').title = 'the server has ended; start it again with  mlstack ui' }
-  timer = setTimeout(() => document.hidden ? (timer = setTimeout(refresh, 2000)) : refresh(), 2000)
+  timer = setTimeout(() => document.hidden ? (timer = setTimeout(refresh, 2000)) : refresh(), S.left ? 20 : 2000)
 }
 function learn(answer, project) {
   $('query').classList.toggle('bad', !!answer.error); $('note').textContent = answer.error || ''; $('count').title = ''
   const before = S.order
   if (answer.epoch != S.epoch) { S.runs.clear(); S.epoch = answer.epoch }
-  S.cursor = answer.cursor; S.now = answer.now
+  S.cursor = answer.cursor; S.now = answer.now; S.left = answer.left
   for (const r of answer.runs) { r.has = new Set(r.metrics); S.runs.set(r.id, r) }
   if (!answer.error) { S.order = answer.order; S.total = answer.total }
   S.projects = answer.projects
   options($('project'), [['', [['','all projects'], ...answer.projects.map(p => [p,p])]]], project)
   const live = S.order.filter(id => S.runs.get(id)?.state == 'running').length
-  $('count').textContent = (S.order.length == S.total ? many(S.total,'run') : S.order.length.toLocaleString('en')+' of '+many(S.total,'run')) + (live ? ', '+live+' live' : '')
+  $('count').textContent = (S.order.length == S.total ? many(S.total,'run') : S.order.length.toLocaleString('en')+' of '+many(S.total,'run')) + (S.left ? ', reading '+S.left.toLocaleString('en')+' more' : live ? ', '+live+' live' : '')
   const same = S.ready && !answer.runs.length && before.length == S.order.length && before.every((id,i) => id == S.order[i])
   if (same) return paintRows()
   if (!S.touched) { const first = S.order.slice(0, S.group ? MOST : 10); S.on = new Map([...S.on].filter(([id]) => first.includes(id))); first.forEach(colour) }

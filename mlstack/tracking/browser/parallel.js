@@ -16,7 +16,7 @@ keep('metric', () => S.metric, v => { S.metric = v })
 
 // parallel coordinates: a line for each run across its parameters to the metric; drag on an axis to keep a part of it
 const pc = { axes:null, brush:{}, lines:[], scales:[], hover:null,
-  chosen() { return this.axes || S.columns.differ.filter(c => scoped().filter(r => value(r,c) !== undefined).length > 1).slice(0,8) },
+  chosen() { return this.axes || S.columns.differ.filter(c => !/[.:_]seed$/i.test(c) && scoped().filter(r => value(r,c) !== undefined).length > 1).slice(0,8) },
   all() { const last = 's:'+aim(); return [...this.chosen().filter(c => c != last), last] },
 }
 const pcFrame = make('div', {cls:'frame', id:'pc'}), pcInfo = el('span','sub'), pcNames = el('div','axes'), pcBox = el('div','panel', pcFrame)
@@ -35,7 +35,7 @@ function paintParallel() {
   for (const c of Object.keys(pc.brush)) if (!cols.includes(c)) delete pc.brush[c]
   if (!runs.length || !aim()) { pcBox.replaceChildren(empty('Nothing to compare', runs.length ? 'These runs have no number in their summary.' : 'No run is listed.')); return }
   pcBox.replaceChildren(pcFrame)
-  pc.scales = cols.map(c => scaleOf(runs.map(r => value(r,c))))
+  pc.scales = cols.map((c,i) => scaleOf(runs.map(r => value(r,c)), undefined, i < cols.length-1 ? 8 : 0))
   const heat = pc.scales.at(-1)
   pc.lines = runs.map(run => { const at = cols.map((c,i) => pc.scales[i].at(value(run,c))); return {run, at, kept:cols.every((c,i) => inBrush(c,at[i])), heat:heat.at(value(run,target))} })
   const n = kept().length, brushed = Object.keys(pc.brush).length
@@ -49,7 +49,8 @@ function drawParallel(cols) {
   Object.assign(pc, {x, y, cols, tall, top, foot, gap:(wide-left-right)/Math.max(1,cols.length-1)})
   pcFrame.style.height = tall+'px'; pcFrame.style.width = wide+'px'
   const g = canvasIn(pcFrame, wide, tall); pcFrame.querySelector('canvas').setAttribute('aria-label', many(pc.lines.length,'run')+' across '+many(cols.length,'axis').replace('axiss','axes'))
-  const order = [...pc.lines].sort((a,b) => a.kept-b.kept)
+  const towards = best(aim()) == 'max' ? 1 : -1 // the best are drawn last
+  const order = [...pc.lines].sort((a,b) => a.kept-b.kept || towards*((a.heat ?? -1)-(b.heat ?? -1)))
   g.lineWidth = order.length > 300 ? 1 : 1.4
   for (const o of order) { g.globalAlpha = o.kept ? (order.length > 300 ? .5 : .75) : .09; g.strokeStyle = o.kept && o.heat !== null ? ramp(o.heat) : css('--faint'); trace(g,o) }
   g.globalAlpha = 1
@@ -66,7 +67,8 @@ function trace(g, o) {
 }
 function drawAxis(g, c, i) {
   const x = Math.round(pc.x(i))+.5, s = pc.scales[i], b = pc.brush[c], labels = css('--soft')
-  g.strokeStyle = css('--axis'); g.lineWidth = 1; g.beginPath(); g.moveTo(x, pc.y(1)); g.lineTo(x, pc.y(0)); g.stroke()
+  g.strokeStyle = i == pc.cols.length-1 && s.kind != 'levels' ? heatFill(g) : css('--axis'); g.lineWidth = i == pc.cols.length-1 ? 5 : 1
+  g.beginPath(); g.moveTo(x, pc.y(1)); g.lineTo(x, pc.y(0)); g.stroke(); g.lineWidth = 1
   if (b) { g.fillStyle = css('--accent'); g.globalAlpha = .22; g.fillRect(x-7, pc.y(b[1]), 14, pc.y(b[0])-pc.y(b[1])); g.globalAlpha = 1; g.strokeStyle = css('--accent'); g.strokeRect(x-7, pc.y(b[1]), 14, pc.y(b[0])-pc.y(b[1])) }
   g.textBaseline = 'middle'; g.textAlign = 'right'
   const text = t => { let s = t; while (s.length > 1 && g.measureText(s).width > Math.max(40, Math.min(pc.gap-16, 110))) s = s.slice(0,-2)+'…'; return s }
@@ -74,6 +76,8 @@ function drawAxis(g, c, i) {
   for (const v of s.ticks(Math.floor(pc.tall/(s.kind == 'levels' ? 26 : 70)))) write(show(c,v), pc.y(s.at(v)))
   if (pc.lines.some(o => o.at[i] === null)) write('none', pc.y(null))
 }
+
+function heatFill(g) { const f = g.createLinearGradient(0, pc.y(0), 0, pc.y(1)); for (const t of [0,.25,.5,.75,1]) f.addColorStop(t, ramp(t)); return f }
 
 // the mouse: over a line it names the run, on an axis it brushes
 let brushing = null

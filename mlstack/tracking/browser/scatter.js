@@ -29,7 +29,7 @@ function shade(run) {
   return t === null ? css('--faint') : sc.heat.kind == 'levels' ? (sc.C == S.group ? tintOf(groupKey(run)) : colours[sc.heat.all.findIndex(o => String(o) == (typeof v == 'object' ? JSON.stringify(v) : String(v)))%colours.length]) : ramp(t)
 }
 function drawScatter() {
-  const wide = Math.max(300, scBox.clientWidth-32), tall = Math.max(300, Math.min(620, $('views').clientHeight-170)), left = 66, right = 18, top = 18, foot = 44
+  const wide = Math.max(300, scBox.clientWidth-32), tall = Math.max(300, Math.min(620, $('views').clientHeight-170)), left = 66, right = 18, top = 34, foot = 50
   sc.px = o => left+14+o.at*(wide-left-right-28)+(sc.sx.kind == 'levels' ? jitter(o.run.id)*.5*Math.min(40, (wide-left)/sc.sx.all.length) : 0); sc.py = o => tall-foot-10-o.up*(tall-top-foot-20)
   scFrame.style.height = tall+'px'; scFrame.style.width = wide+'px'
   const g = canvasIn(scFrame, wide, tall); scFrame.querySelector('canvas').setAttribute('aria-label', title(sc.Y)+' against '+title(sc.X))
@@ -38,8 +38,8 @@ function drawScatter() {
   for (const v of sc.sy.ticks(Math.floor(tall/60))) { const y = Math.round(tall-foot-10-sc.sy.at(v)*(tall-top-foot-20))+.5; line(left,y,wide-right,y); g.textAlign = 'right'; g.fillText(cut(show(sc.Y,v),left-12), left-8, y) }
   const ticks = sc.sx.ticks(Math.floor(wide/(sc.X == 'r:created' ? 150 : 90)))
   for (const v of ticks) { const x = Math.round(left+14+sc.sx.at(v)*(wide-left-right-28))+.5; line(x,top,x,tall-foot); g.textAlign = 'center'; g.fillText(cut(show(sc.X,v), (wide-left)/ticks.length-6), x, tall-foot+14) }
-  g.fillStyle = css('--ink'); g.textAlign = 'center'; g.fillText(title(sc.X), left+(wide-left-right)/2, tall-10)
-  g.textAlign = 'left'; g.fillText(title(sc.Y), 6, 8)
+  g.fillStyle = css('--ink'); g.textAlign = 'center'; g.fillText(title(sc.X), left+(wide-left-right)/2, tall-14)
+  g.textAlign = 'left'; g.fillText(title(sc.Y), 16, 16)
   const r = sc.points.length > 500 ? 3 : 4.5
   for (const o of sc.points) { const on = !sc.heat && !S.on.has(o.run.id); g.globalAlpha = on ? .45 : .85; g.fillStyle = on ? css('--faint') : shade(o.run); g.beginPath(); g.arc(sc.px(o), sc.py(o), r, 0, 7); g.fill() }
   g.globalAlpha = 1

@@ -1,9 +1,9 @@
 // the runs as a table of chosen columns, in the order and the groups of the list
 const TH = 34
 const table = { cols:null,
-  chosen() { return this.cols || ['r:state', 'r:created', 'r:duration', ...S.columns.differ.slice(0,6), ...S.columns.numbers.slice(0,4)] },
+  chosen() { return this.cols || ['r:state', ...S.columns.numbers.slice(0,4), ...S.columns.differ.slice(0,8), 'r:created', 'r:duration'] },
   choose(cols) { this.cols = cols; link(); views.show() },
-  width: c => c == 'r:created' ? 132 : Math.max(84, Math.min(190, title(c).length*7.2+30)),
+  width: c => { const longest = Math.max(title(c).length, ...shown.slice(0,60).map(r => show(c, value(r,c)).length)); return Math.max(S.group && c[0] == 's' ? 104 : 70, Math.min(210, longest*7.4+26)) },
 }
 const thead = el('div','thead'), tbody = el('div','tbody'), tframe = make('div', {cls:'tframe', tabIndex:-1}, thead, tbody)
 const tcount = el('span','sub')
@@ -31,7 +31,7 @@ function tableRow(o, cols) {
     const e = el('div','row'+(on ? ' on' : ''), first, ...cols.map(c => cellOf(o,c))); e.dataset.id = o.id; return e }
   const on = o.runs.filter(r => S.on.has(r.id)).length, key = 's:'+main(), fold = button('›','more'+(S.folded.has(o.key) ? '' : ' down'),null,'fold or unfold')
   const mean = c => { const vs = o.runs.map(r => finite(value(r,c))); return vs.every(v => v !== null) ? vs.reduce((a,b) => a+b)/vs.length : null }
-  const cell = c => c[0] == 's' && mean(c) !== null ? el('div','td n', c == key ? best(main())+' '+num(o.best) : 'mean '+num(mean(c))) : el('div','td')
+  const cell = c => c[0] == 's' && mean(c) !== null ? el('div','td n', c == key ? best(main())+' '+num(o.best) : '⌀ '+num(mean(c))) : el('div','td')
   const e = el('div','row group'+(on ? ' on' : ''), el('div','td first', dotOf(on == o.runs.length, tintOf(o.key), on), el('span','name text',o.label+'  ·  '+o.runs.length), fold), ...cols.map(cell))
   e.dataset.group = o.key; return e
 }
