@@ -89,11 +89,11 @@ def test_everything_shown_is_escaped(browser, page):
     until(browser, "document.getElementById('count').textContent == '1 of 13 runs'")
     until(browser, "[...document.querySelectorAll('[data-drawn]')].length >= 2")
     browser.execute_script("document.querySelector('.more').click()")
-    until(browser, "document.querySelector('#drawer.open h1')")
-    assert browser.execute_script("return document.querySelector('#drawer h1').textContent") == NASTY
+    until(browser, "document.querySelector('#one .onehead .state')")
+    assert browser.execute_script("return document.querySelector('#one h1').textContent") == NASTY
     assert NASTY in browser.execute_script("return document.querySelector('.row .name').textContent")
     assert browser.execute_script('return [window.hit ?? null, document.querySelectorAll("body img").length, document.querySelectorAll("script").length]') == [None, 0, 2]
-    browser.execute_script("document.querySelector('#drawer button').click()")
+    browser.execute_script("document.querySelector('#one .back').click()")
     silent(browser)
 
 

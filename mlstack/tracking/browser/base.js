@@ -101,12 +101,15 @@ function openRun(id) { S.run = id; link(true); details(id) }
 function closeRun() { if (!S.run) return; S.run = ''; link(true); hideDetails() }
 keep('run', () => S.run, id => { if (id == S.run) return; S.run = id; id ? details(id) : hideDetails() })
 
-// asking and being told
+// asking the server and being told; what is posted carries the token of this page, an error's message is the server's sentence
+const token = document.querySelector('meta[name=token]').content
+if (location.search) history.replaceState(null, '', location.pathname+location.hash)
 async function ask(path, body) {
-  const answer = await fetch(path, body && {method:'POST', body:JSON.stringify(body), headers:{'Content-Type':'application/json'}})
-  if (!answer.ok) throw new Error(await answer.text())
+  const answer = await fetch(path, body && {method:'POST', body:JSON.stringify(body), headers:{'Content-Type':'application/json', 'X-Mlstack-Token':token}})
+  if (!answer.ok) throw Object.assign(new Error(await answer.text()), {status:answer.status})
   return answer.headers.get('Content-Type').startsWith('application/json') ? answer.json() : answer.arrayBuffer()
 }
+const get = (path, about) => ask(path+'?'+new URLSearchParams(about))
 const tip = document.body.appendChild(el('div','tip'))
 function say(x, y, ...kids) {
   tip.replaceChildren(...kids.filter(Boolean)); tip.style.display = 'block'

@@ -29,7 +29,7 @@ document.addEventListener('keydown', e => {
   if (e.key == 'Escape') { if (help.open) return; fullCard() ? unfull() : S.run && !writing ? closeRun() : 0; return on.blur() }
   if (writing || e.ctrlKey || e.metaKey || e.altKey || help.open) return
   if ((e.key == ' ' || e.key == 'Enter') && on?.matches('button, input, a, summary')) return
-  if ($('drawer').classList.contains('open') && /^Arrow| /.test(e.key)) return // these scroll it
+  if (S.run && !'?t'.includes(e.key)) return // the list is out of sight
   const n = +e.key, fn = does[e.key] || (n && views.all[n-1] && (() => views.go(views.all[n-1].name, true)))
   if (fn) { e.preventDefault(); fn() }
 })
