@@ -64,7 +64,7 @@ class Later:
         self.rows.put(None)
         self.thread.join()
 
-# %% ../../nbs/tracking/02_recorder.ipynb #d20c3994
+# %% ../../nbs/tracking/02_recorder.ipynb #c60a2d56
 class Run:
     "The record of one execution. `init` makes one; see there."
     _sinks,copying,_defined = (),None,{}
@@ -173,10 +173,10 @@ class Run:
         if not hasattr(path,'gathered'): return self._keep(path, name, type or 'file', aliases or (), {})
         from tempfile import TemporaryDirectory
         with TemporaryDirectory() as folder:
-            return self._keep(path.gathered(folder), name or path.name, path.type, [*path.aliases,*(aliases or ())], dict(description=path.description, metadata=plain(path.metadata)))
+            return self._keep(path.gathered(folder), name or path.name, path.type, [*path.aliases,*([aliases] if isinstance(aliases,str) else aliases or ())], dict(description=path.description, metadata=plain(path.metadata)))
 
     def _keep(self, path, name, type, aliases, facts):
-        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id)
+        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, empty=bool(facts))
         self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size, **facts))
         return art
 

@@ -64,4 +64,11 @@ def finding():
         figures=dict(listed=('listed', 'ms'), filtered=('filtered', 'ms'), first=('first question', 's')),
         rows={'mlstack': Row('project', 'finding.py', [], ['mlstack'])})
 
-cases = dict(steps=steps, log=log, store=store, reading=reading, finding=finding, workers=workers, imports=imports)
+def page():
+    return Case('page', 'What one waits for the page', repeats=3, timeout=600,
+        how='Headless Chromium at 1400 × 900 without a GPU, on the machine of the server. Milliseconds from opening the page to the frame after the chart of 100 runs with 10,000 points each is drawn, from a drag over the chart to the frame after it is drawn again '
+            'in detail, and from opening the page to the frame that shows the list of 1,000 runs with 18 parameters. First: the server has just started and has read nothing; again: median of three more times.',
+        figures=dict(first=('100 curves, first', 'ms'), drawn=('100 curves, again', 'ms'), zoom=('zoom', 'ms'), list_first=('1,000 runs, first', 'ms'), listed=('1,000 runs, again', 'ms')),
+        rows={'mlstack': Row('project', 'page.py', [], ['mlstack'])})
+
+cases = dict(steps=steps, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
