@@ -197,7 +197,7 @@ def _version(path, file, name, type, aliases):
 
 Import.keep,Import._move_in = keep,_move_in
 
-# %% ../../nbs/tracking/08_importing.ipynb #a6c81e44
+# %% ../../nbs/tracking/08_importing.ipynb #bdf212d8
 def extend(lane, steps, times, values):
     "Append many records to a lane at once: `values` has a column for each key."
     import numpy as np
@@ -215,7 +215,7 @@ def extend(lane, steps, times, values):
         lane.length = lane.pos
         lane.grow()
 
-def rows(self:Import, steps, times, values):
+def rows(self:Import, steps, times, values, folder='lanes'):
     "Many rows with the same keys: steps, times (seconds, or None), and an array for each key."
     import numpy as np
     steps,keys = np.asarray(steps),sorted(values)
@@ -228,7 +228,7 @@ def rows(self:Import, steps, times, values):
         for i,step in enumerate(steps.tolist()): self.row(step, float(times[i]), {k: o[i].item() if hasattr(o[i],'item') else o[i] for k,o in zip(keys,columns)})
         return
     self.newest,self.step = max(self.newest, float(times.max())),int(steps[-1])
-    lane = self._writer('lanes')._lane(tuple(keys), [0 if o.dtype.kind in 'iu' else 0. for o in columns])
+    lane = self._writer(folder)._lane(tuple(keys), [0 if o.dtype.kind in 'iu' else 0. for o in columns])
     extend(lane, steps, times, np.stack([o.astype('f8') for o in columns], 1) if len(columns)>1 else columns[0].astype('f8')[:,None])
 
 def _fits_a_lane(column):
@@ -242,13 +242,14 @@ def curves(self:Import, found):
     groups = {}
     for k,(steps,times,values) in found.items():
         steps,times = np.asarray(steps,'i8'),np.asarray(times,'f8')
-        groups.setdefault(sha256(steps.tobytes()+times.tobytes()).digest(), (steps,times,{}))[2][k] = values
+        folder = 'system' if k.startswith('system/') else 'lanes'
+        groups.setdefault((folder,sha256(steps.tobytes()+times.tobytes()).digest()), (steps,times,{},folder))[2][k] = values
     for group in groups.values(): self.rows(*group)
 
 Import.rows,Import.curves = rows,curves
 
-# %% ../../nbs/tracking/08_importing.ipynb #6a4d6c07
-READERS = ['wandb_files'] # rooms with a READER, in the order in which they are asked; or (name, fits, load_all)
+# %% ../../nbs/tracking/08_importing.ipynb #a89ef10e
+READERS = ['wandb_files','mlflow'] # rooms with a READER, in the order in which they are asked; or (name, fits, load_all)
 
 def _reader(o):
     from importlib import import_module
