@@ -18,7 +18,7 @@ from ..core import MlstackError
 from .importing import Import, each
 from .lanes import DamagedFile
 
-# %% ../../nbs/tracking/08a_mlflow.ipynb #1b6f85a9
+# %% ../../nbs/tracking/08a_mlflow.ipynb #aa7a7524
 def as_value(text):
     "A parameter's text as the number, truth or nothing that is written so; else the text."
     for make in (int,float):
@@ -29,6 +29,12 @@ def as_value(text):
 
 _states = dict(FINISHED=('finished',''), FAILED=('failed','MLflow says: failed'), KILLED=('killed','MLflow says: killed'))
 _open = 'killed','MLflow says that it is running: load it again when it is over'
+
+def _names(tags):
+    "The names that `mlflow_sync` could not write as they were."
+    try: names = json.loads(tags.get('mlstack.names') or '{}')
+    except ValueError: return {}
+    return names if isinstance(names,dict) else {}
 
 def _label(k, v): return f'{k}={v}' if v not in ('',None) else k
 
@@ -41,14 +47,15 @@ def keep_run(
     "Make or complete the run that `told` describes."
     tags,start,end = told.tags,(told.start or 0)/1000,(told.end or 0)/1000
     own = {k:v for k,v in tags.items() if not k.startswith(('mlflow.','mlstack.'))}
-    labels = [_label(k,v) for k,v in own.items() if '\n' not in str(v) and len(str(v))<=64]
+    names = _names(tags)
+    labels = [_label(names.get(k,k),v) for k,v in own.items() if '\n' not in str(v) and len(str(v))<=64]
     with Import('mlflow', file, told.stamp, runs, project or told.experiment, tags.get('mlstack.run') or told.id, name=told.name or tags.get('mlflow.runName') or told.id, tags=labels,
             notes=tags.get('mlflow.note.content',''), created=start or None, parent=tags.get('mlflow.parentRunId',''), group=tags.get('mlstack.group',''), job_type=tags.get('mlstack.job_type','')) as o:
         if o.known: return o.path
-        found = told.points()
+        found = {names.get(k,k): v for k,v in told.points().items()}
         o.curves(found)
         o.summary({k: _latest(*v) for k,v in found.items() if len(v[0])})
-        o.config({k: as_value(v) for k,v in told.params.items()})
+        o.config({names.get(k,k): as_value(v) for k,v in told.params.items()})
         o.note(tags=labels, notes=o.meta['notes'], name=o.meta['name'])
         o.start(process=dict(host=''), command=[tags[k] for k in ('mlflow.source.name',) if tags.get(k)])
         if commit := tags.get('mlflow.source.git.commit'):

@@ -10,6 +10,7 @@ base = (torch_line, 'numpy')  # the environment that peers with torch borrow it 
 peers = dict(
     wandb=(['wandb==0.31.0'], False),
     mlflow=(['mlflow-skinny==3.17.2'], False),
+    mlflow_server=(['mlflow==3.17.2'], False),  # of the tests: with its server and its page
     tensorboard=(['tensorboard==2.21.0'], True),
     trackio=(['trackio==0.43.0'], False),
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
