@@ -233,7 +233,7 @@ def test_other_files(written, tmp_path):
     with pytest.raises(MlstackError, match='nobody knows|Nobody knows'): track.load('postgresql://localhost/x')
     with pytest.raises(MlstackError, match='no server answers'): track.load(f'http://127.0.0.1:{free_port()}')
     shutil.copy(written/'mlflow.db', tmp_path/'old.db')
-    with sqlite3.connect(tmp_path/'old.db') as db: db.execute('alter table metrics drop column step') if False else db.execute('alter table runs rename column lifecycle_stage to stage')
+    with sqlite3.connect(tmp_path/'old.db') as db: db.execute('alter table runs rename column lifecycle_stage to stage')
     with pytest.raises(MlstackError, match='runs.lifecycle_stage.*mlflow db upgrade'): track.load(tmp_path/'old.db')
 
 def test_damaged_folder(written, tmp_path):
@@ -255,7 +255,7 @@ def on_server(server, record):
     e = s.get('experiments/get-by-name', experiment_name=record.project)['experiment']['experiment_id']
     runs = s.post('runs/search', experiment_ids=[e], filter=f"tags.`mlstack.run` = '{record.id}'")['runs']
     assert len(runs) == 1
-    return runs[0], lambda k: [(int(o.get('step', 0)), int(o['timestamp']), float(o.get('value', 0))) for o in s.pages(s.get, 'metrics', 'metrics/get-history', run_id=runs[0]['info']['run_id'], metric_key=k, max_results=1000)]
+    return runs[0], lambda k: [(int(o.get('step', 0)), int(o['timestamp']), float(o.get('value', 0))) for o in s.pages(s.get, 'metrics', 'metrics/get-history', run_id=runs[0]['info']['run_id'], metric_key=k, max_results=25000)]
 
 def pairs(run, name): return {o['key']: o.get('value', '') for o in run['data'].get(name, ())}
 
@@ -276,7 +276,7 @@ def test_a_run_arrives_live(server, tmp_path):
     there, history = on_server(server, r)
     params, tags = pairs(there, 'params'), pairs(there, 'tags')
     assert params | {'lr': ''} == {'lr': '', 'opt.name': 'adam', 'layers': '[1, 2]', 'on': 'True', 'nothing': 'None'} and '0.2' in (params['lr'], tags.get('config.lr'))
-    assert (tags['team'], tags['good'], tags['mlflow.note.content'], tags['word'], there['info']['run_name'], there['info']['status']) == ('vision', '', 'a\nnote', 'hello', 'ours <script>', 'FINISHED')
+    assert (tags['team'], tags['good'], tags['mlflow.note.content'], tags['summary.word'], there['info']['run_name'], there['info']['status']) == ('vision', '', 'a\nnote', 'hello', 'ours <script>', 'FINISHED')
     assert json.loads(tags['mlstack.cut']) == {'big': 'rounded'} and int(there['info']['end_time']) >= int(there['info']['start_time'])
     for k in ('loss', 'val/acc', 'odd 😀'):
         step, at, value = r.metric(k)
@@ -301,7 +301,7 @@ print(json.dumps([walk(), open(c.download_artifacts(id, 'model.bin'), 'rb').read
         assert s.tolist() == s2.tolist() and np.abs(a-a2).max() <= 5e-4
         if k != 'odd 😀': assert v.tobytes() == v2.tobytes()
         else: assert sorted(map(repr, v.tolist())) == sorted(map(repr, v2.tolist()))
-    assert (back.name, back.project, back.state, set(back.tags), back.notes, back.summary['best']) == ('ours <script>', 'live', 'finished', {'team=vision', 'good'}, 'a\nnote', .25)
+    assert (back.name, back.project, back.state, set(back.tags), back.notes, back.summary['best'], back.summary['word'], back.config) == ('ours <script>', 'live', 'finished', {'team=vision', 'good'}, 'a\nnote', .25, 'hello', {'lr': .2, 'opt.name': 'adam', 'layers': '[1, 2]', 'on': True, 'nothing': None})
     assert len(track.load(server)) and track.runs(f"id == '{run.id}'")[0].metric('loss')[2].tobytes() == r.metric('loss')[2].tobytes()  # here it stays ours
 
 def test_states(server):
@@ -328,27 +328,27 @@ def test_a_killed_training(server, tmp_path):
         time.sleep(.1)
     assert there['info']['status'] == 'KILLED' and [v for _, _, v in history('loss')] == [i/3 for i in range(500)]
 
-def test_a_server_that_comes_late_and_dies(tmp_path):
-    "Nothing is lost: the training never notices, and what was logged without a server is there afterwards, once."
+def test_a_server_that_is_away_and_dies(tmp_path):
+    "An error says so; the server is killed in the middle of a copy, and in the end every point is there once."
     port = free_port()
-    run = track.init(project='late', sinks=[f'mlflow:http://127.0.0.1:{port}'], surroundings=False)
-    for i in range(300): run.log(loss=i/7)
-    time.sleep(1.5)
+    address = f'http://127.0.0.1:{port}'
+    run = track.init(project='late', surroundings=False)
+    for i in range(4000): run.log({k: i/7 for k in 'abcd'})
+    run.finish()
+    with pytest.raises(MlstackError, match='no server answers'): track.sync(run, to=f'mlflow:{address}')
     p = start(tmp_path, port)
     try:
-        address = f'http://127.0.0.1:{port}'
+        code = 'import sys, mlstack.tracking as track; track.sync(sys.argv[1], to=sys.argv[2])'
+        copy = subprocess.Popen([sys.executable, '-c', code, str(run.path), f'mlflow:{address}'], env=os.environ | dict(PYTHONPATH=str(house.root)), stderr=subprocess.PIPE, text=True)
         for _ in range(300):
-            try: there, history = on_server(address, run)
-            except (MlstackError, AssertionError, KeyError): time.sleep(.1)
-            else:
-                if len(history('loss')) == 300: break
+            if any(json.loads(o.read_bytes())['rows'] for o in run.path.glob('sinks/*.json')): break
+            time.sleep(.1)
         stop(p)
-        for i in range(300, 600): run.log(loss=i/7)
-        run.finish()
+        assert 'did not take this run' in copy.communicate(timeout=120)[1]
         p = start(tmp_path, port)
         track.sync(run, to=f'mlflow:{address}')
         there, history = on_server(address, run)
-        assert [v for _, _, v in sorted(history('loss'))] == [i/7 for i in range(600)] and there['info']['status'] == 'FINISHED'
+        assert all([v for _, _, v in sorted(history(k))] == [i/7 for i in range(4000)] for k in 'abcd') and there['info']['status'] == 'FINISHED'
     finally: stop(p)
 
 def test_sync_again_and_what_was_deleted(server):

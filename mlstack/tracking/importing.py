@@ -136,7 +136,7 @@ class Import:
         with open(self.aside/'console'/f'{self.writer_name}.log','a',encoding='utf-8',errors='replace') as f:
             for at,kind,line in lines: f.write(f'{at:.3f} {kind} {line}\n')
 
-# %% ../../nbs/tracking/08_importing.ipynb #a90dfd48
+# %% ../../nbs/tracking/08_importing.ipynb #0bb89e30
 def keep(self:Import, state='finished', error='', ended=None) -> Path:
     "Make or complete the run; returns its folder. A run of our own is left as it is."
     if self.ours: return self.path
@@ -157,7 +157,9 @@ def keep(self:Import, state='finished', error='', ended=None) -> Path:
         lines.add(dict(k='start', t=began, owner=True, process={}, command=[], cwd='', rank=0, world_size=1, attempt=0, source=dict(kind=self.source, file=Path(self.file).name, stamp=self.stamp)) | self._start)
         for o in self._begin: lines.add(dict(t=began) | o)
         for o in self._end: lines.add(dict(t=end) | o)
-        for o in self._artifacts: lines.add(dict(k='artifact', t=end, v=_version(self.path, *o)))
+        made = [_version(self.path, *o) for o in self._artifacts]
+        for i,o in enumerate(made):
+            if o not in made[:i]: lines.add(dict(k='artifact', t=end, v=o))
         told = {k:v for k,v in flat(self._summary).items() if k not in last or not _same(last[k],v)}
         if told: lines.add(dict(k='summary', t=end, v=told, gone=[]))
         lines.add(dict(k='finish', t=end, last=last, lanes=counts, state=state, error=error))

@@ -18,7 +18,7 @@ from ..core import MlstackError
 from .importing import Import, each
 from .lanes import DamagedFile
 
-# %% ../../nbs/tracking/08a_mlflow.ipynb #aa7a7524
+# %% ../../nbs/tracking/08a_mlflow.ipynb #b845eff1
 def as_value(text):
     "A parameter's text as the number, truth or nothing that is written so; else the text."
     for make in (int,float):
@@ -46,9 +46,10 @@ def keep_run(
 ) -> Path:
     "Make or complete the run that `told` describes."
     tags,start,end = told.tags,(told.start or 0)/1000,(told.end or 0)/1000
-    own = {k:v for k,v in tags.items() if not k.startswith(('mlflow.','mlstack.'))}
     names = _names(tags)
-    labels = [_label(names.get(k,k),v) for k,v in own.items() if '\n' not in str(v) and len(str(v))<=64]
+    renamed = {names.get(k,k):v for k,v in tags.items()}
+    own = {k:v for k,v in renamed.items() if not k.startswith(('mlflow.','mlstack.')+(('config.','summary.') if 'mlstack.run' in tags else ()))}
+    labels = [_label(k,v) for k,v in own.items() if '\n' not in str(v) and len(str(v))<=64]
     with Import('mlflow', file, told.stamp, runs, project or told.experiment, tags.get('mlstack.run') or told.id, name=told.name or tags.get('mlflow.runName') or told.id, tags=labels,
             notes=tags.get('mlflow.note.content',''), created=start or None, parent=tags.get('mlflow.parentRunId',''), group=tags.get('mlstack.group',''), job_type=tags.get('mlstack.job_type','')) as o:
         if o.known: return o.path
@@ -56,6 +57,9 @@ def keep_run(
         o.curves(found)
         o.summary({k: _latest(*v) for k,v in found.items() if len(v[0])})
         o.config({names.get(k,k): as_value(v) for k,v in told.params.items()})
+        if 'mlstack.run' in tags: # what `mlflow_sync` could not write as a parameter or a metric
+            o.config({k[7:]: as_value(v) for k,v in tags.items() if k.startswith('config.')})
+            o.summary({k[8:]: v for k,v in renamed.items() if k.startswith('summary.')})
         o.note(tags=labels, notes=o.meta['notes'], name=o.meta['name'])
         o.start(process=dict(host=''), command=[tags[k] for k in ('mlflow.source.name',) if tags.get(k)])
         if commit := tags.get('mlflow.source.git.commit'):
@@ -247,7 +251,7 @@ def folder_run(path):
     told.stamp = _stamp(meta, told.params, told.tags, [(str(o.relative_to(path)),o.stat().st_size) for o in files], [(str(o[0]),*o[1:]) for o in models])
     return told
 
-# %% ../../nbs/tracking/08a_mlflow.ipynb #65af8006
+# %% ../../nbs/tracking/08a_mlflow.ipynb #591e83c8
 class Server:
     "MLflow's REST interface; what it refuses is an error with its own words."
     def __init__(self, uri, timeout=60): self.uri,self.timeout = uri.rstrip('/'),timeout
@@ -274,16 +278,16 @@ class Server:
             raise ServerError(said.get('message') or f'{e.code} {e.reason}', e.code, said.get('error_code',''), self.uri+path.partition('?')[0]) from None
         except (OSError,ValueError) as e: raise ServerError(f'no server answers: {getattr(e,"reason",e)}', 0, '', self.uri) from None
 
-    def get(self, path, **query):
+    def get(self, what, /, **query):
         from urllib.parse import urlencode
-        return json.loads(self.open(f'/api/2.0/mlflow/{path}?{urlencode(query, doseq=True)}'))
-    def post(self, path, **body): return json.loads(self.open(f'/api/2.0/mlflow/{path}', body) or b'{}')
+        return json.loads(self.open(f'/api/2.0/mlflow/{what}?{urlencode(query, doseq=True)}'))
+    def post(self, what, /, **body): return json.loads(self.open(f"/api/2.0/mlflow/{what}", body) or b'{}')
 
-    def pages(self, call, name, path, **what):
+    def pages(self, call, name, what, /, **query):
         "All of a list that comes in pages."
         token = None
         while True:
-            answer = call(path, **what, **({'page_token':token} if token else {}))
+            answer = call(what, **query, **({'page_token':token} if token else {}))
             yield from answer.get(name,())
             if not (token := answer.get('next_page_token')): return
 

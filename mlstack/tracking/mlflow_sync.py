@@ -19,8 +19,8 @@ from .lanes import flat
 from .mlflow import Server, ServerError, artifact_folder
 from .sinks import Sink
 
-# %% ../../nbs/tracking/08b_mlflow_sync.ipynb #ce55f515
-KEY,PARAM,TAG,METRICS,PAIRS = 250,6000,8000,1000,100 # MLflow's limits: characters, and entries of one call
+# %% ../../nbs/tracking/08b_mlflow_sync.ipynb #6727a3c7
+KEY,PARAM,TAG,METRICS,PAIRS = 250,6000,8000,999,100 # MLflow's limits: characters, and entries of one call, which are 1,000 with a tag
 
 def mlflow_name(name):
     "A name that MLflow takes; different names stay different."
@@ -147,7 +147,7 @@ def _fit(self:MLflowSink, k, text, most):
 
 MLflowSink.rows,MLflowSink._batch,MLflowSink._named,MLflowSink._number,MLflowSink._cut,MLflowSink._fit = _rows,_batch,_named,_number,_cut,_fit
 
-# %% ../../nbs/tracking/08b_mlflow_sync.ipynb #05c19da9
+# %% ../../nbs/tracking/08b_mlflow_sync.ipynb #dc3e5f51
 def _new(self:MLflowSink, kind, pairs):
     "Those of `pairs` that the server does not have so, and a function that remembers them."
     known = self.kept.setdefault(kind, {})
@@ -171,7 +171,7 @@ def _facts(self:MLflowSink, record):
     first = self.kept.setdefault('params', {})
     changed = {k:v for k,v in self._new('params', params)[0].items() if k in first}
     self._send('params', {k:v for k,v in params.items() if k not in changed})
-    tags = {f'config.{k}'[:KEY]: v for k,v in changed.items()}
+    tags = {mlflow_name(f'config.{k}'): v for k,v in changed.items()}
     labels = dict((self._named(a), b) for a,_,b in (o.partition('=') for o in record.tags) if a)
     for k in set(self.kept.get('labels',()))-set(labels): self._untag(k)
     self.kept['labels'] = list(labels)
@@ -196,7 +196,7 @@ def _close(self:MLflowSink, record):
     numbers = [dict(key=self._named(k), value=self._number(k,v), timestamp=at, step=0) for k,v in summary.items() if isinstance(v,(bool,int,float)) and self.kept.setdefault('summary',{}).get(k)!=repr(v)]
     for i in range(0, len(numbers), METRICS): self._batch(metrics=numbers[i:i+METRICS])
     self.kept.setdefault('summary',{}).update((k,repr(v)) for k,v in summary.items())
-    self._send('tags', {self._named(k): self._fit(k, v, TAG) for k,v in texts.items()})
+    self._send('tags', {self._named(f'summary.{k}'): self._fit(k, v, TAG) for k,v in texts.items()})
     for o in record.artifacts: self._artifact(o)
     told = {f'mlstack.{k}': json.dumps(v, ensure_ascii=False) for k in ('names','cut') if (v := self.kept.get(k))}
     self._send('tags', {k: v if len(v)<=TAG else json.dumps({'': f'{len(self.kept[k[8:]])} of them: too many for a tag'}) for k,v in told.items()})
