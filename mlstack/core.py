@@ -70,7 +70,8 @@ class Setting(namedtuple('Setting', 'default kind allowed help', defaults=((),''
             else: val = self.kind(raw.strip() if isinstance(raw,str) else raw)
         except (ValueError,KeyError,TypeError): raise bad(f'is not a valid {self.kind.__name__}') from None
         for o in val if self.kind is tuple else (val,):
-            if self.allowed and o not in self.allowed: raise bad('is not allowed')
+            name = o.partition(':')[0] if self.kind is tuple and isinstance(o,str) else o # a sink may say where
+            if self.allowed and name not in self.allowed: raise bad('is not allowed')
         return val
 
 known_settings = dict(

@@ -10,9 +10,9 @@ __all__ = []
 # %% ../../nbs/tracking/00_tracking.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/tracking/00_tracking.ipynb #e0ad30ae
+# %% ../../nbs/tracking/00_tracking.ipynb #ab7fab90
 _where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', use_artifact='.recorder', finish='.recorder', Run='.recorder',
-    runs='.query', Runs='.query', Record='.query', undo='.housekeeping', ui='.page', load='.wandb_files', sync='.wandb_sync',
+    runs='.query', Runs='.query', Record='.query', undo='.housekeeping', ui='.page', load='.importing', sync='.sinks',
     **dict.fromkeys(('define_metric','alert','watch','unwatch','save','log_model','login','Settings','AlertLevel'), '.definitions'),
     register='.registering', lineage='.provenance', **dict.fromkeys(('models','model','Model','Models'), '.registry'), 
     **dict.fromkeys(('Image','Table','Histogram','Html','Audio','Artifact'), '.media'))

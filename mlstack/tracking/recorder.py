@@ -67,7 +67,7 @@ class Later:
 # %% ../../nbs/tracking/02_recorder.ipynb #c60a2d56
 class Run:
     "The record of one execution. `init` makes one; see there."
-    _sinks,copying,_defined = (),None,{}
+    _followers,copying,_defined = (),None,{}
     def __init__(self, path, meta, config, owner, ctx, step=0, surroundings=()):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
@@ -206,9 +206,9 @@ class Run:
             if self._events is not None: self._events.close()
             self._local = threading.local()
         _forget(self)
-        if self._sinks and self._owner:
-            from mlstack.tracking.wandb_sync import copy_in_background
-            self.copying = copy_in_background(self, self._sinks)
+        if self._followers and self._owner:
+            from mlstack.tracking.sinks import detach
+            self.copying = detach(self)
 
     def record(self):
         "This run as a reader sees it now: its curves, summary and state."
@@ -282,6 +282,13 @@ def _ignored(kw):
             raise MlstackError(f'init has no argument {k!r}', 'init()', f'did you mean {near[0]}=?' if near else 'see help(init)')
         if k not in _told: warnings.warn(f'init({k}=) means nothing here and is ignored: runs are kept on this machine', stacklevel=3)
         _told.add(k)
+
+def _named(sinks):
+    "The sinks that are told by name (None: as settings say), and the objects."
+    if sinks is None or isinstance(sinks,str): return sinks,[]
+    sinks = [sinks] if hasattr(sinks,'log') else list(sinks)
+    if wrong := [o for o in sinks if not isinstance(o,str) and not hasattr(o,'log')]: raise MlstackError(f'{wrong[0]!r} is no sink', 'init(sinks=)', 'pass names such as "tensorboard", or objects with .log(metrics, step=)')
+    return [o for o in sinks if isinstance(o,str)],[o for o in sinks if not isinstance(o,str)]
 
 def _folder_name(value, what):
     if not value or value.startswith('.') or any(c in value for c in '/\\\0') or len(value.encode())>200:
@@ -367,6 +374,7 @@ def init(
         if reinit!='create_new': _current[-1].finish()
     ctx = context()
     if not in_block: ctx = _published.get(ctx.run, ctx)
+    sinks,things = _named(sinks)
     here = settings(runs=dir or getattr(ctx,'runs',None) or None, sinks=sinks)
     runs,project = here.runs,_folder_name((ctx.project if told else '') or project or ctx.project or here.project, 'project')
     if resume is True and not id: raise MlstackError('which run is to be resumed', 'init(resume=True)', 'add id=; track.runs() lists them')
@@ -380,11 +388,13 @@ def init(
     if not exists and resume=='must': raise MlstackError('there is no run to resume', str(path), 'check id= and project=, or use resume="allow"')
     meta = dict(format=1, id=id, project=project, name=name or nice_name(id), group=group or '', tags=[tags] if isinstance(tags,str) else list(tags or ()), notes=notes or '',
         job_type=job_type or '', created=time.time(), parent=parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
-    if fork_from: return _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
-    made = _make(path, meta)
-    facts = None if made else RunFacts(path)
-    run = _start(path, meta, config, made, facts, ctx, runs, parts)
-    run._sinks = here.sinks
+    if fork_from: run = _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
+    else:
+        made = _make(path, meta)
+        run = _start(path, meta, config, made, None if made else RunFacts(path), ctx, runs, parts)
+    if run._owner and (here.sinks or things):
+        from mlstack.tracking.sinks import attach
+        attach(run, here.sinks, things)
     return run
 
 # %% ../../nbs/tracking/02_recorder.ipynb #956a0fda
