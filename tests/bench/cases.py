@@ -46,7 +46,7 @@ def store():
         figures=dict(three=('3 numbers', 'µs'), twenty=('20 numbers', 'µs'), total=('CPU of 100,000 steps', 's'), bytes=('bytes a point', ''), compacted=('compacted', '')),
         rows={'packed into memory': row('project', 'packed'), 'a line of csv, flushed': row('project', 'csv'), 'mlstack': row('project', 'mlstack', 'mlstack'), 'trackio': row('trackio', 'trackio', 'trackio'),
             'wandb, offline': row('wandb', 'wandb', 'wandb'), 'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch'),
-            'MLflow, SQLite': row('mlflow_store', 'mlflow', 'mlflow-skinny'), 'Aim': row('aim', 'aim', 'aim')})
+            'MLflow, SQLite': row('mlflow_server', 'mlflow', 'mlflow'), 'Aim': row('aim', 'aim', 'aim')})
 
 def reading():
     row = lambda env, who, *packages: Row(env, 'reading.py', [who], [*packages])
@@ -56,7 +56,7 @@ def reading():
         figures=dict(all=('everything', 's'), one=('one number', 's'), best=('best run', 's'), bytes=('bytes a point', '')),
         rows={'mlstack, lanes': row('project', 'lanes', 'mlstack', 'pandas'), 'mlstack, columns': row('project', 'columns', 'mlstack', 'pandas'), 'csv, pandas': row('project', 'csv', 'pandas'),
             'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch'),
-            'trackio': row('trackio', 'trackio', 'trackio'), 'MLflow, SQLite': row('mlflow_store', 'mlflow', 'mlflow-skinny'), 'Aim': row('aim', 'aim', 'aim')})
+            'trackio': row('trackio', 'trackio', 'trackio'), 'MLflow, SQLite': row('mlflow_server', 'mlflow', 'mlflow'), 'Aim': row('aim', 'aim', 'aim')})
 
 def finding():
     return Case('finding', 'What it costs to find runs among 10,000', repeats=2,
