@@ -248,7 +248,7 @@ def curves(self:Import, found):
 Import.rows,Import.curves = rows,curves
 
 # %% ../../nbs/tracking/08_importing.ipynb #6a4d6c07
-READERS = ['wandb_files'] # rooms with a READER, in the order in which they are asked; or (name, fits, load_all)
+READERS = ['wandb_files','tensorboard'] # rooms with a READER, in the order in which they are asked; or (name, fits, load_all)
 
 def _reader(o):
     from importlib import import_module
