@@ -332,7 +332,7 @@ def _numbers(data):
         n,at = _number(data, at)
         yield n
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #f9179397
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #d1130597
 class Events:
     "What the event files of one run say, on its way into `into`, an `Import`."
     def __init__(self, into):
@@ -382,7 +382,7 @@ class Events:
         if plugin=='hparams': return self._parameters(about)
         if 4 in found: return self.image(dict(fields(found[4])).get(4,b''))
         if 5 in found: return _counts(found[5])
-        if 6 in found: return self.sound(dict(fields(found[6])).get(4,b''))
+        if 6 in found: return self.sound((o := dict(fields(found[6]))).get(4,b''), sample_rate=int(struct.unpack('<f',o.get(1,bytes(4)))[0]) or None)
         content = tensor(found[8]) if 8 in found else None
         if content is None: self.left_out.add(plugin or 'unknown')
         elif isinstance(content,list): return self._strings(plugin, content)
@@ -402,7 +402,7 @@ class Events:
         size = dict(zip(('width','height'), struct.unpack('>II',data[16:24]))) if ending=='png' and len(data)>=24 else {}
         return self.into.media(data, ending, _type='image-file', format=ending, **size)
 
-    def sound(self, data): return self.into.media(data, 'wav', _type='audio-file')
+    def sound(self, data, **facts): return self.into.media(data, 'wav', _type='audio-file', **facts)
 
     def _parameters(self, about):
         told = dict(fields(about))
