@@ -1707,6 +1707,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlstack/tracking/tensorboard.py'),
                                               'mlstack.tracking.tensorboard._other': ( 'tracking/tensorboard.html#_other',
                                                                                        'mlstack/tracking/tensorboard.py'),
+                                              'mlstack.tracking.tensorboard._ours': ( 'tracking/tensorboard.html#_ours',
+                                                                                      'mlstack/tracking/tensorboard.py'),
                                               'mlstack.tracking.tensorboard._over': ( 'tracking/tensorboard.html#_over',
                                                                                       'mlstack/tracking/tensorboard.py'),
                                               'mlstack.tracking.tensorboard._pairs': ( 'tracking/tensorboard.html#_pairs',

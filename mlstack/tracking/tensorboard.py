@@ -11,13 +11,13 @@ __all__ = ['DEEPEST', 'READER', 'crc32c', 'framed', 'records', 'field', 'event',
            'summary_of', 'started', 'ended', 'described', 'TensorBoardSink', 'tensor', 'Events', 'event_folders',
            'import_folder', 'fits', 'load_all']
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #40f4412c
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #a0ee92d6
 import io, json, os, re, struct, time, warnings
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-from .importing import Import, each, safe_id
+from .importing import Import, each
 from .lanes import flat
 from .sinks import Sink
 from .wandb_files import NOT_UNDERSTOOD, fields
@@ -438,18 +438,20 @@ def _hparam(data):
         if n==3: return v.decode(errors='replace')
         if n==4: return bool(v)
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #b8706c22
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #15891f00
 DEEPEST = 6 # folders below the one that is loaded
 
 def event_folders(path) -> dict:
-    "The folders with event files at and below `path`, with the files."
-    if Path(path).is_file(): return {Path(path).parent:[Path(path).name]} if 'tfevents' in Path(path).name else {}
+    "The folders with event files at and below `path`, with the files; for a file that of its folder."
     found,root = {},Path(path)
+    if root.is_file(): return {root.parent: sorted(o for o in os.listdir(root.parent) if _ours(o))} if _ours(root.name) else {}
     for folder,below,names in os.walk(root):
         below.sort()
         if len(Path(folder).relative_to(root).parts)>=DEEPEST: below.clear()
-        if mine := sorted(o for o in names if 'tfevents' in o and not o.startswith('.') and not o.endswith('.profile-empty')): found[Path(folder)] = mine
+        if mine := sorted(filter(_ours, names)): found[Path(folder)] = mine
     return found
+
+def _ours(name): return 'tfevents' in name and name[0]!='.' and not name.endswith('.profile-empty')
 
 def _begin(folder, files):
     "When a run began, and what our own sink says of it."
@@ -472,7 +474,7 @@ def import_folder(folder, files, name, runs, project=None) -> Path:
     at,told = _begin(folder, files)
     own = {k: told[k] for k in ('name','group','tags','notes','job_type','parent','created') if k in told}
     meta = dict(name=name, created=at, group=str(Path(name).parent) if '/' in name else '') | own
-    id = told.get('id') or f'{safe_id(folder.name)}-{sha256(files[0].encode()).hexdigest()[:6]}'
+    id = told.get('id') or sha256(f'{files[0]} {at.hex()}'.encode()).hexdigest()[:10]
     with Import('tensorboard', folder, [[o,(folder/o).stat().st_size] for o in files], runs, project or told.get('project') or 'tensorboard', id, **meta) as o:
         if o.known: return o.path
         found = Events(o)
