@@ -9,6 +9,7 @@ Modules:
 - `mlstack.tracking.page`: The runs and their curves in a browser: `track.ui()` in Python, `mlstack ui` in a shell.
 - `mlstack.tracking.recorder`: `init`, `log`, `config`, `summary`, `finish`: the record of one execution, written to a folder while it happens.
 - `mlstack.tracking.registry`: Which version of a model is in use, who said so, and how to go back: versions with aliases, on top of artifacts.
-- `mlstack.tracking.sinks`: A run shown elsewhere while it is made: TensorBoard, MLflow, W&B, or any object with `.log`. Called by `init(sinks=)` and `track.sync`."""
+- `mlstack.tracking.sinks`: A run shown elsewhere while it is made: TensorBoard, MLflow, W&B, or any object with `.log`. Called by `init(sinks=)` and `track.sync`.
+- `mlstack.tracking.tensorboard`: TensorBoard's event files, written and read without TensorBoard: the sink `"tensorboard:logdir"`, and `track.load("logdir/")`."""
 
 __version__ = "0.0.1"

@@ -251,7 +251,7 @@ def curves(self:Import, found):
 Import.rows,Import.curves = rows,curves
 
 # %% ../../nbs/tracking/08_importing.ipynb #a89ef10e
-READERS = ['wandb_files','mlflow'] # rooms with a READER, in the order in which they are asked; or (name, fits, load_all)
+READERS = ['wandb_files','mlflow','tensorboard'] # rooms with a READER, in the order in which they are asked; or (name, fits, load_all)
 
 def _reader(o):
     from importlib import import_module
