@@ -301,7 +301,6 @@ def synced(tmp_path_factory):
     core.set_process_context(None)
     with pytest.MonkeyPatch.context() as m:
         m.setenv('MLSTACK_RUNS', str(folder/'runs'))
-        for variable in ('WANDB_PROJECT', 'WANDB_NAME', 'WANDB_RUN_ID'): m.setenv(variable, 'not-this')  # those of the training are not those of the copy
         made = {}
         with track.init(project='p', name='rich', group='g', job_type='eval', notes='two\nlines é', tags=['a', 'b c'], config={'lr': 1e-3, 'm': {'w': [1, None, 'x']}, 'd.ot': 1}) as run:
             made['rich'] = run
@@ -329,6 +328,7 @@ def synced(tmp_path_factory):
             run.log({'image': track.Image(x, caption='x'), 'two': [track.Image(x), track.Image(255-x)], 'page': track.Html('<i>p</i>'), 'h': track.Histogram([1., 2.]),
                 'table': track.Table(columns=['n', 'what'], data=[[1, track.Image(x)], [2, None]]), 'sound': track.Audio(np.sin(np.arange(800)/9), 8000), 'loss': 1.})
             run.log(loss=2.)
+        for variable in ('WANDB_PROJECT', 'WANDB_NAME', 'WANDB_RUN_ID'): m.setenv(variable, 'not-this')  # those of the training are not those of the copy
         places = track.sync(made.values(), to='wandb', dir=folder)
         back = {r.id: r for r in track.load(folder/'wandb', dir=folder/'back')}
         yield {k: (o.record(), back[o.id]) for k, o in made.items()}, places, folder

@@ -36,7 +36,7 @@ def takes_config(train):
     try: return bool(inspect.signature(train).parameters)
     except (TypeError,ValueError): return True
 
-# %% ../../nbs/sweeps/06_agents.ipynb #1f50ca31
+# %% ../../nbs/sweeps/06_agents.ipynb #08bfab05
 def _listener(metric, names):
     "What a Run calls after each log: passes on the metric and takes the answer; the names of what else was logged go into the dict `names`."
     me = os.getpid()
@@ -56,6 +56,7 @@ def run_one(train, config, metric, group, runs):
     ctx = context()
     send(('begun',None))
     run = tracking.init(project=ctx.project, config=config, name=f'trial {ctx.trial}', group=group, job_type='trial', id=ctx.run, dir=runs)
+    run.config.lock(config) # what the sweep has chosen wins over the defaults of a script
     names = {}
     if metric: run.listen(_listener(metric, names))
     with run:

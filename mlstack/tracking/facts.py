@@ -7,8 +7,8 @@ Beside its curves a run has a few facts that change rarely: its parameters, the 
 # %% auto #0
 __all__ = ['Config', 'set_path', 'as_config', 'Summary', 'touch_project', 'event_file', 'RunFacts', 'run_state']
 
-# %% ../../nbs/tracking/01c_facts.ipynb #18f34831
-import json, os
+# %% ../../nbs/tracking/01c_facts.ipynb #8f52322d
+import json, os, warnings
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -16,21 +16,30 @@ from ..core import MlstackError
 from .lanes import DamagedFile, Lines, plain
 from .origins import alive
 
-# %% ../../nbs/tracking/01c_facts.ipynb #a3435ae6
+# %% ../../nbs/tracking/01c_facts.ipynb #17c259fd
 class Config(dict):
     "A dict with attribute access, nested too, that reports each change to `changed(path, value)`."
-    __slots__ = ('_changed',)
+    __slots__ = ('_changed','_locked')
     def __init__(self, data=(), changed=None):
         object.__setattr__(self, '_changed', changed or (lambda path,value: None))
+        object.__setattr__(self, '_locked', frozenset())
         for k,v in dict(data).items(): dict.__setitem__(self, str(k), self._own(str(k), v))
 
     def _own(self, k, v): return Config(v, lambda path,value: self._changed((k,*path), value)) if isinstance(v,dict) else v
 
+    def lock(self, keys):
+        "From now on these keep their values, whoever sets them: a sweep has chosen them."
+        object.__setattr__(self, '_locked', self._locked|{*map(str,keys)})
+
     def __setitem__(self, k, v):
         k = str(k)
+        if k in self._locked:
+            if self.get(k)!=v: warnings.warn(f'config {k!r} was chosen by the sweep and stays {self.get(k)!r}, not {v!r}', stacklevel=3)
+            return
         dict.__setitem__(self, k, self._own(k,v))
         self._changed((k,), v)
     def __delitem__(self, k):
+        if k in self._locked: return warnings.warn(f'config {k!r} was chosen by the sweep and stays', stacklevel=3)
         dict.__delitem__(self, k)
         self._changed((k,), _gone)
     def __getattr__(self, k):
@@ -39,10 +48,10 @@ class Config(dict):
     def __setattr__(self, k, v): self[k] = v
 
     def update(self, data=(), allow_val_change=None, **kw):
-        for k,v in (dict(data)|kw).items(): self[k] = v
+        for k,v in ((dict(data) if isinstance(data,dict) else as_config(data))|kw).items(): self[k] = v
     def setdefaults(self, data):
         "Set the keys that are not there yet, at any depth."
-        for k,v in dict(data).items():
+        for k,v in (data if isinstance(data,dict) else as_config(data)).items():
             if k not in self: self[k] = v
             elif isinstance(v,dict) and isinstance(self[k],Config): self[k].setdefaults(v)
     def setdefault(self, k, default=None):
@@ -65,16 +74,30 @@ def set_path(d, path, value):
     if value is _gone: d.pop(k, None)
     else: d[k] = value
 
-# %% ../../nbs/tracking/01c_facts.ipynb #79929173
+# %% ../../nbs/tracking/01c_facts.ipynb #e23f3b79
 def as_config(obj) -> dict:
     "A dict, namespace, dataclass, named tuple or object with attributes as a dict."
     if obj is None: return {}
     if isinstance(obj,Config): return obj.as_dict()
     if isinstance(obj,dict): return obj
+    if isinstance(obj,(list,tuple)) and not hasattr(obj,'_asdict'): return dict(obj)
+    if isinstance(obj,(str,os.PathLike)): return _config_file(obj)
+    if type(obj).__name__=='module': obj = getattr(obj,'FLAGS',obj) # absl.flags
+    if hasattr(obj,'flag_values_dict'): return {k:v for k,v in obj.flag_values_dict().items() if not k.startswith('?')}
     if hasattr(obj,'_asdict'): return obj._asdict()
     if hasattr(obj,'items'): return dict(obj.items())
     if hasattr(obj,'__dict__') and not isinstance(obj,type): return {k:v for k,v in vars(obj).items() if not k.startswith('_')}
     raise MlstackError(f'a {type(obj).__name__} is no configuration', 'init(config=)', 'pass a dict, an argparse namespace or a dataclass')
+
+def _config_file(path):
+    "A YAML file, plain or as W&B writes it: `lr: {desc: …, value: .1}`."
+    import yaml
+    try: told = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as e: raise MlstackError(f'this file cannot be read: {os.strerror(e.errno).lower()}', str(path), 'pass a dict, or the path of a YAML file') from None
+    except yaml.YAMLError as e: raise MlstackError(f'this is no YAML: {str(e).splitlines()[0]}', str(path), 'mend the file') from None
+    if not isinstance(told,dict): raise MlstackError('this file holds no configuration', str(path), 'write `name: value` on each line')
+    told.pop('wandb_version', None)
+    return {k: v['value'] if isinstance(v,dict) and 'value' in v and v.keys()<={'value','desc'} else v for k,v in told.items()}
 
 # %% ../../nbs/tracking/01c_facts.ipynb #b42807ac
 class Summary(MutableMapping):
