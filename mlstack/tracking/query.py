@@ -543,6 +543,11 @@ class Runs:
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
 
+    def importance(self, metric, mode='auto'):
+        "How much each parameter that varies has to do with `metric`, and how sure that is."
+        from mlstack.tracking.importance import importance
+        return importance(self, metric, mode)
+
     def __rich__(self): return self.compare()
     def __repr__(self): return repr(self.compare()) if self else 'no runs'
     def _repr_html_(self): return self.compare()._repr_html_() if self else 'no runs'
