@@ -6,10 +6,10 @@
 
 # %% auto #0
 __all__ = ['ABSENT', 'MOST_LEVELS', 'DRAWS', 'SHARE', 'wide', 'columns_of', 'varying', 'shuffled_loss', 'uncertain_loss',
-           'Importance', 'importance', 'random_part']
+           'Importance', 'importance']
 
-# %% ../../nbs/tracking/04b_importance.ipynb #bf13b862
-import math
+# %% ../../nbs/tracking/04b_importance.ipynb #baae1805
+import math, random
 from collections import Counter
 
 from .comparing import _levels, spearman
@@ -115,7 +115,7 @@ def uncertain_loss(x, y, groups, seed=0, trees=200):
         draws.append(shuffled_loss(x[chosen], y[chosen], [(c, where[r][where[r]>=0]) for c,r in groups], rng, trees//5, 2)[1])
     return float(r2), value, np.std(draws, axis=0, ddof=1)*math.sqrt(part/(n-part))
 
-# %% ../../nbs/tracking/04b_importance.ipynb #cd635644
+# %% ../../nbs/tracking/04b_importance.ipynb #bbd06a53
 class _Bar(Spark):
     "An importance and its interval as a cell of a table."
     def __str__(self):
@@ -149,7 +149,7 @@ class Importance:
         return said + (f'; less so {_and(rest)}' if rest else '') + ('' if self.r2>.4 else '; most of the differences are not explained by config')
     @property
     def note(self):
-        about = [f'{self.runs} runs; a forest that has not seen a run explains {max(self.r2,0):.0%} of the order of {self.metric} (R² {self.r2:.2f}); 90% intervals'] if self.runs>=self.enough else []
+        about = [f'{self.runs} runs{f" of {self.of}" if self.of>self.runs else ""}; a forest that has not seen a run explains {max(self.r2,0):.0%} of the order of {self.metric} (R² {self.r2:.2f}); 90% intervals'] if self.runs>=self.enough else []
         about += [f'{k} changes only together with {", ".join(v)}' for k,v in self.same.items()] + [f'{k} is left out: {v}' for k,v in self.left_out.items()]
         return '\n'.join([*about, *([f'{self.unfinished} of the runs did not finish'] if self.unfinished else []), self.verdict])
     @property
@@ -179,13 +179,13 @@ class Importance:
         ax.set(xlim=(0,1), xlabel=f'importance for {self.metric}')
         return ax
 
-# %% ../../nbs/tracking/04b_importance.ipynb #9b77d29e
+# %% ../../nbs/tracking/04b_importance.ipynb #be7c2ab9
 def importance(
     runs,        # what runs() gives
     metric,      # a metric; its best value counts
     mode='auto', # "min" or "max": what is best
     enough=16,   # fewer runs than this say nothing
-    most=2000,   # of more runs so many are drawn
+    most=600,    # of more runs so many are drawn
     seed=0
 ) -> Importance:
     "How much each parameter that varies has to do with the best `metric` of a run, with an interval."
@@ -193,7 +193,7 @@ def importance(
     mode = direction(metric) if mode=='auto' else mode
     records = [(o,v) for o,v in zip(runs, runs._bests(metric, mode)) if v is not None]
     if len(runs) and not records: runs._unknown(metric)
-    if len(records)>most: records = random_part(records, most, seed)
+    of,records = len(records),random.Random(seed).sample(records, most) if len(records)>most else records
     y = np.array([v for _,v in records], float)
     found,same,left_out,explained = varying([flat(o.config) for o,_ in records])
     blocks = {k: columns_of(v, k not in explained) for k,v in found.items()}
@@ -204,12 +204,8 @@ def importance(
         groups = [(list(range(e-len(b),e)), np.flatnonzero(has[k])) for e,(k,b) in zip(ends,blocks.items())]
         r2,value,error = uncertain_loss(np.array([c for b in blocks.values() for c in b], 'f4').T, _places(y), groups, seed)
     rows = [(k, *(float(np.clip(o,0,1)) for o in (v,v-1.645*e,v+1.645*e)), _direction(found[k], y), sum(o is not ABSENT for o in found[k])) for k,v,e in zip(found,value,error)]
-    return Importance(metric=metric, mode=mode, runs=len(y), enough=enough, r2=r2, varies=len(set(y))>1, rows=sorted(rows, key=lambda o: -o[1]), same=same, left_out=left_out,
+    return Importance(metric=metric, mode=mode, runs=len(y), of=of, enough=enough, r2=r2, varies=len(set(y))>1, rows=sorted(rows, key=lambda o: -o[1]), same=same, left_out=left_out,
         best={k: _best(v, y, mode) for k,v in found.items()}, unfinished=sum(o.state!='finished' for o,_ in records))
-
-def random_part(records, most, seed):
-    import random
-    return random.Random(seed).sample(records, most)
 
 def _places(y):
     from scipy.stats import rankdata

@@ -543,6 +543,16 @@ class Runs:
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
 
+    def outliers(self, metric, mode='auto'):
+        "The runs that stand out: failed, diverged, or far from the others, and why."
+        from mlstack.tracking.comparing import outliers
+        return outliers(self, metric, mode)
+
+    def report(self, path=None, title='', metrics=None, mode='auto'):
+        "All of it as one HTML file that needs no network; without a path, shown here."
+        from mlstack.tracking.reporting import report
+        return report(self, path, title, metrics, mode)
+
     def importance(self, metric, mode='auto'):
         "How much each parameter that varies has to do with `metric`, and how sure that is."
         from mlstack.tracking.importance import importance
