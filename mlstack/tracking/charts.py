@@ -12,7 +12,7 @@ __all__ = ['BLUE', 'ORANGE', 'GREY', 'COLOURS', 'number', 'round_steps', 'Scale'
 import math
 from html import escape
 
-# %% ../../nbs/tracking/04c_charts.ipynb #a8d82f4d
+# %% ../../nbs/tracking/04c_charts.ipynb #0803101d
 def number(v):
     "A short label."
     for size,letter in ((1e9,'G'),(1e6,'M'),(1e3,'k')):
@@ -48,8 +48,9 @@ def reach(values):
     "The least and the greatest value worth showing, or None."
     import numpy as np
     v = np.asarray(values, float)
-    v = v[np.isfinite(v)]
+    v = v[np.abs(v)<1e150] # beyond, nothing can be told about scales; NaN is out too
     if not len(v): return None
+    v = np.where(np.abs(v)<1e-150, 0, v)
     low,high = float(v.min()),float(v.max())
     a,b = (float(o) for o in np.quantile(v, [.02,.98]))
     room = b-a
@@ -129,7 +130,7 @@ def line_chart(
     opacity = 1 if len(curves)<=len(COLOURS) else .65
     return _frame(f'<g fill="none" stroke-linejoin="round" stroke-opacity="{opacity}">{"".join(drawn)}</g>', title, xs, ys, x_label, width, height)
 
-# %% ../../nbs/tracking/04c_charts.ipynb #acd86c1a
+# %% ../../nbs/tracking/04c_charts.ipynb #8a942886
 class _Words:
     "A scale of words."
     low,high,log = 0,1,False
@@ -139,7 +140,8 @@ class _Words:
 def point_chart(
     points,       # of (name, x, y, colour); later ones lie above
     title='', x_label='',
-    line=None,    # a curve (x, y) through them
+    line=None,    # steps (x, y) through them
+    log=None,     # whether x is logarithmic; default: where it is wide
     width=460, height=230
 ) -> str:
     "Points over numbers, or over words."
@@ -152,7 +154,7 @@ def point_chart(
     numeric = all(isinstance(o[1],(int,float)) and not isinstance(o[1],bool) and math.isfinite(o[1]) for o in points)
     if numeric:
         xv = [float(o[1]) for o in points]
-        xs = Scale(min(xv), max(xv), _left+6, width-_right-6, min(xv)>0 and max(xv)>=20*min(xv))
+        xs = Scale(min(xv), max(xv), _left+6, width-_right-6, min(xv)>0 and max(xv)>=20*min(xv) if log is None else log)
         place = lambda i,v: float(xs(float(v)))
     else:
         words = sorted({str(o[1]) for o in points})
