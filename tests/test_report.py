@@ -13,6 +13,8 @@ evil = ['<script>document.title="owned"</script>', '"><img src=x onerror="docume
 def made(tmp_path_factory):
     "200 runs of 3 metrics, some with names that want to be markup."
     folder,rng = tmp_path_factory.mktemp('runs'),random.Random(0)
+    here = os.getcwd()
+    os.chdir(folder) # where there is no repository to look at 200 times
     for i in range(200):
         c = dict(lr=10**rng.uniform(-4,-1), opt=rng.choice(['adam','sgd']), width=rng.choice([32,64]), note=evil[i] if i<len(evil) else 'plain')
         floor = .1+(math.log10(c['lr'])+2.5)**2*.1
@@ -23,6 +25,7 @@ def made(tmp_path_factory):
                 run.log({'val_loss': loss, 'train/loss': loss*.9, 'val_acc': 1-loss/3})
             if i==1: run.finish(exit_code=1, error='ValueError: <img src=x onerror=alert(1)>')
             if i==2: run.log({'val_loss': math.nan})
+    os.chdir(here)
     return folder
 
 @pytest.fixture(scope='module')
@@ -46,7 +49,9 @@ def test_it_fetches_nothing_and_has_one_script(report):
     text = report.read_text()
     found = Tags(text)
     assert not found.wrong and not found.tags.keys() & {'img','link','iframe','object','embed','base','form','a','foreignobject','use','image'}, found.wrong
-    assert found.tags['script']==1 and found.tags['h1']==1 and "default-src 'none'" in text and 'url(' not in text and '@import' not in text
+    assert found.tags['script']==1 and found.tags['h1']==1 and "default-src 'none'" in text
+    style = text.partition('<style>')[2].partition('</style>')[0]
+    assert len(style)>500 and 'url(' not in style and '@import' not in style
 
 def test_what_it_says(report):
     text = report.read_text()

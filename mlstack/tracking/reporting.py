@@ -95,7 +95,7 @@ def staircase(runs, values, steps, metric):
     held = [*((place[o.path],v) for o,v in steps), (len(order),steps[-1][1])]
     return point_chart([(o.name, place[o.path], v, ORANGE if o.path==steps[-1][0].path else BLUE) for o,v in order], metric, 'run, in the order they were made', line=tuple(zip(*held)), log=False)
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #ab25d2ed
+# %% ../../nbs/tracking/04d_reporting.ipynb #ae47b925
 def parameters(configs):
     "What was tried: each parameter that differs with its range or its commonest values."
     rows = []
@@ -113,7 +113,7 @@ def rows_html(table):
     import numpy as np
     from mlstack.tracking.charts import path
     def spark(values):
-        points = [np.nan if o is None else o for o in thin(values, 30)]
+        points = [np.nan if o is None or abs(o)>1e150 else o for o in thin(values, 30)]
         known = [o for o in points if o==o]
         if len(known)<2: return ''
         low,high = min(known),max(known)
