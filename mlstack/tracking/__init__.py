@@ -12,7 +12,7 @@ from ..core import lazy
 
 # %% ../../nbs/tracking/00_tracking.ipynb #0608a0a2
 _where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', use_artifact='.recorder', finish='.recorder', Run='.recorder',
-    runs='.query', Runs='.query', Record='.query', undo='.housekeeping', ui='.page', load='.wandb_files', sync='.wandb_sync',
+    runs='.query', Runs='.query', Record='.query', live='.watching', undo='.housekeeping', ui='.page', load='.wandb_files', sync='.wandb_sync',
     **dict.fromkeys(('define_metric','alert','watch','unwatch','save','log_model','login','Settings','AlertLevel'), '.definitions'),
     **dict.fromkeys(('Image','Table','Histogram','Html','Audio','Artifact'), '.media'))
 __all__ = list(_where)+['run']

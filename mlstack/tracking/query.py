@@ -124,6 +124,11 @@ class Record:
         from mlstack.tracking.comparing import diff
         return diff(self, other)
 
+    def live(self, metrics=None, every=1., out=None):
+        "Show its curves here, drawn again while it runs."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
+
     def __repr__(self): return f'Record({self.name}, {self.project}/{self.id}, {self.state})'
     def _repr_html_(self): return Runs([self])._repr_html_()
 
@@ -542,6 +547,11 @@ class Runs:
         "How much `param` has to do with `metric`, and how sure that is."
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
+
+    def live(self, metrics=None, every=1., out=None):
+        "Show their curves here, drawn again while they run."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
 
     def outliers(self, metric, mode='auto'):
         "The runs that stand out: failed, diverged, or far from the others, and why."

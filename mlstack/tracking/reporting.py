@@ -55,7 +55,7 @@ def in_a_sentence(runs, metric, best, previous):
     text += f' The best {metric} is {best[1]:.{digits}g}, by {best[0].name}'
     return text + (f'; the best before it was {previous[1]:.{digits}g}, by {previous[0].name}.' if previous else '.')
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #e9f26532
+# %% ../../nbs/tracking/04d_reporting.ipynb #9af0a2b8
 BUDGET,MOST_CURVES = 800_000,300 # characters of all curves; runs that are drawn
 
 def colours_of(ordered):
@@ -68,15 +68,15 @@ def _curve(record, metric):
     step,_,value = series(record, metric)
     return step,value if value.dtype!=object else np.array([o if isinstance(o,(int,float)) and not isinstance(o,bool) else np.nan for o in value], float)
 
-def curves(ordered, metrics, colours):
+def curves(ordered, metrics, colours, budget=BUDGET):
     "A picture for each metric; of very many runs those at regular places of the order."
     shown = ordered if len(ordered)<=MOST_CURVES else [ordered[round(i*(len(ordered)-1)/(MOST_CURVES-1))] for i in range(MOST_CURVES)]
-    points = max(24, min(300, BUDGET//(9*len(shown)*len(metrics)))) if metrics and shown else 0
+    points = max(24, min(300, budget//(9*len(shown)*len(metrics)))) if metrics and shown else 0
     pictures = [line_chart([(o.name, *_curve(o,m), colours[o.path], 2.2 if colours[o.path]==ORANGE and len(shown)>8 else 1.3) for o in reversed(shown)], m, points=points) for m in metrics]
     return [o for o in pictures if o], '' if shown is ordered else f'{len(shown)} of {len(ordered):,} runs are drawn'
 
 def legend(ordered, colours, ranked):
-    name = lambda colour,text: f'<span class="key"><i style="background:{colour}"></i>{escape(text)}</span>'
+    name = lambda colour,text: f'<span class="key" style="margin-right:1.2em"><span style="color:{colour}">■</span> {escape(text)}</span>'
     if len(ordered)<=len(COLOURS): return ''.join(name(colours[o.path], o.name) for o in ordered)
     return name(ORANGE,f'best: {ordered[0].name}')+name(BLUE,'best quarter')+name(GREY,'the others') if ranked else ''
 
@@ -133,7 +133,7 @@ def where_from(record):
     return dict(host=record.host, command=record.command, commit=(code.get('commit') or '')[:12]+(' with uncommitted changes' if code.get('dirty') else ''), branch=code.get('branch'), remote=code.get('remote'),
         started=f'{record.created:%Y-%m-%d %H:%M:%S}', took=duration(record.seconds), notes=record.notes)
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #0fb112e1
+# %% ../../nbs/tracking/04d_reporting.ipynb #b8c288a3
 _style = '''
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--soft:#6b7280;--line:#8884;--card:#f6f7f9}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e3e6ea;--soft:#98a1ad;--card:#1c2026}}
@@ -142,7 +142,7 @@ h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.15rem;margin:2.2em 0 .5em;paddi
 h3{font-size:1rem;margin:1em 0 .2em}p{max-width:70ch}.lead{font-size:1.1rem;overflow-wrap:anywhere}.soft,.key{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem;align-items:start}
 figure{margin:0;background:var(--card);border-radius:8px;padding:.6rem;break-inside:avoid;min-width:0}svg{display:block}td svg{display:inline-block}
-.key{margin-right:1.2em;display:inline-block}.key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
+.key{display:inline-block}
 section>div,.grid>div{padding-bottom:.5rem;min-width:0}.grid>figure:only-child{max-width:700px}
 .runs{max-height:34rem;overflow:auto}.runs table{border-collapse:collapse;font-size:90%;font-variant-numeric:tabular-nums}.runs td,.runs th{padding:.15em .8em .15em 0;white-space:nowrap;text-align:left}.runs .r{text-align:right}
 .runs th{cursor:pointer;position:sticky;top:0;background:var(--bg)}.runs td path{fill:none;stroke:#4c7bd9;stroke-width:1.5}.runs tr:hover td{background:var(--card)}
