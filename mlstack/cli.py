@@ -7,9 +7,9 @@ A command is a function of the library with its errors made readable: what is wr
 # %% auto #0
 __all__ = ['app', 'Folder', 'runs_app', 'Query', 'Project', 'models_app', 'ModelName', 'VersionName', 'Why', 'To', 'Force',
            'command', 'demo', 'doctor', 'ui', 'Runs', 'list_runs', 'show_run', 'portrait', 'diff_runs', 'compare_runs',
-           'tag_runs', 'remove', 'bring_back', 'export_runs', 'collect_garbage', 'check_runs', 'list_models',
-           'show_model', 'show_card', 'register_model', 'promote_model', 'roll_back_model', 'archive_model',
-           'show_lineage', 'main']
+           'tag_runs', 'remove', 'bring_back', 'export_runs', 'report_runs', 'collect_garbage', 'check_runs',
+           'list_models', 'show_model', 'show_card', 'register_model', 'promote_model', 'roll_back_model',
+           'archive_model', 'show_lineage', 'main']
 
 # %% ../nbs/91_cli.ipynb #82961e3e
 import os, sys
@@ -98,8 +98,18 @@ app.add_typer(runs_app, name='runs')
 Query = Annotated[str, typer.Argument(help='Such as "lr > 1e-3 and state == \'finished\'".')]
 Project = Annotated[Optional[str], typer.Option(help='One project only.')]
 
+def _project(name, runs):
+    "Refuse a project that does not exist, and say which do."
+    from difflib import get_close_matches
+    folder = settings(runs=runs).runs
+    if not name or (folder/name).is_dir(): return
+    known = sorted(o.name for o in folder.iterdir() if o.is_dir() and o.name[0]!='.') if folder.is_dir() else []
+    near = get_close_matches(name, known, 1)
+    raise MlstackError(f'there is no project {name!r}', str(folder), (f'did you mean {near[0]!r}? ' if near else '') + (f'there are {", ".join(known[:20])}{" and more" if len(known)>20 else ""}' if known else 'there is none yet'))
+
 def _found(query, project, runs):
     import mlstack.tracking as track
+    _project(project, runs)
     found = track.runs(query, project=project, dir=runs)
     if not len(found): raise MlstackError('no runs' + (f' match {query!r}' if query else ''), str(runs or settings().runs), 'mlstack runs lists them all' if query else '')
     return found
@@ -117,6 +127,7 @@ def _one(which, runs):
 def list_runs(query: Query = '', project: Project = None, runs: Folder = None):
     "List runs: configurations that differ, metrics, curves."
     import mlstack.tracking as track
+    _project(project, runs)
     found = track.runs(query, project=project, dir=runs)
     if not len(found): print(f'no runs in {runs or settings().runs}' + (f' match {query!r}' if query else ''))
     else: print(found)
@@ -212,6 +223,18 @@ def export_runs(
     "Write runs as a table for other programs."
     found = _found(query, project, runs)
     print(f'{len(found)} run{"s"*(len(found)!=1)} in {found.export(path, history)}')
+
+@command('report', runs_app)
+def report_runs(
+    query: Query = '',
+    output: Annotated[Path, typer.Option('--output', '-o', help='Ends in .html.')] = Path('report.html'),
+    metric: Annotated[Optional[list[str]], typer.Option('--metric', help='Again for each; the first is what "best" means; default: the main ones.')] = None,
+    title: Annotated[str, typer.Option(help='Default: the project.')] = '',
+    project: Project = None,
+    runs: Folder = None,
+):
+    "Write a report: one HTML file with the best run, curves, what matters, what stands out."
+    print(f'{_found(query, project, runs).report(output, title, metric)!r}')
 
 @command('gc', runs_app)
 def collect_garbage(days: Annotated[float, typer.Option(help='How long something stays in the trash.')] = 30, runs: Folder = None):

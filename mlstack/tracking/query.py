@@ -124,6 +124,11 @@ class Record:
         from mlstack.tracking.comparing import diff
         return diff(self, other)
 
+    def live(self, metrics=None, every=1., out=None):
+        "Show its curves here, drawn again while it runs."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
+
     def __repr__(self): return f'Record({self.name}, {self.project}/{self.id}, {self.state})'
     def _repr_html_(self): return Runs([self])._repr_html_()
 
@@ -569,6 +574,26 @@ class Runs:
         "How much `param` has to do with `metric`, and how sure that is."
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
+
+    def live(self, metrics=None, every=1., out=None):
+        "Show their curves here, drawn again while they run."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
+
+    def outliers(self, metric, mode='auto'):
+        "The runs that stand out: failed, diverged, or far from the others, and why."
+        from mlstack.tracking.comparing import outliers
+        return outliers(self, metric, mode)
+
+    def report(self, path=None, title='', metrics=None, mode='auto'):
+        "All of it as one HTML file that needs no network; without a path, shown here."
+        from mlstack.tracking.reporting import report
+        return report(self, path, title, metrics, mode)
+
+    def importance(self, metric, mode='auto'):
+        "How much each parameter that varies has to do with `metric`, and how sure that is."
+        from mlstack.tracking.importance import importance
+        return importance(self, metric, mode)
 
     def __rich__(self): return self.compare()
     def __repr__(self): return repr(self.compare()) if self else 'no runs'

@@ -237,6 +237,11 @@ class Run:
         from mlstack.tracking.query import Record
         return Record(self.path)
 
+    def live(self, metrics=None, every=1., out=None):
+        "Show its curves here, drawn again while it runs."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
+
     def diff(self, other):
         "What differs in the other run: config, metrics, code, environment."
         return self.record().diff(other)
