@@ -33,7 +33,7 @@ def as_text(v):
     "A parameter's value as MLflow's text; `as_value` reads a number, a truth and None back."
     return v if isinstance(v,str) else json.dumps(v, ensure_ascii=False) if isinstance(v,(list,dict)) else str(v)
 
-# %% ../../nbs/tracking/08b_mlflow_sync.ipynb #a2d87bfe
+# %% ../../nbs/tracking/08b_mlflow_sync.ipynb #16f2b64a
 @contextmanager
 def _patient():
     "A server that is away or busy is no MlstackError, after which a follower would give up."
@@ -80,7 +80,7 @@ class MLflowSink(Sink):
         try: e = self.server.get('experiments/get-by-name', experiment_name=name)['experiment']
         except ServerError as e:
             if e.status!=404: raise
-            try: return self.server.post('experiments/create', name=name)['experiment_id']
+            try: return self.server.post('experiments/create', name=name, tags=_pairs({'mlflow.experimentKind':'custom_model_development'}))['experiment_id'] # or its page shows prompts and judges first
             except ServerError as e:
                 if e.code!='RESOURCE_ALREADY_EXISTS': raise
                 return self._experiment(name) # another run made it in this moment
