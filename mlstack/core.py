@@ -189,6 +189,8 @@ def _from_env(env):
         if v is None: continue
         try: kw[k] = type(d)(v)
         except ValueError: raise MlstackError(f'{v!r} is not a whole number', f'variable MLSTACK_{k.upper()}', 'unset it; mlstack sets it itself') from None
+    if not any(kw.get(k) for k in ('run','parent','sweep','trial','job')): # then these two are settings, which are read each time
+        for k in ('runs','project'): kw.pop(k, None)
     return Context(**kw, stop=Stop())
 
 def _watch_file(path, stop, every=.2):
