@@ -235,7 +235,7 @@ def test_the_table_sorts_chooses_and_opens(browser, lab):
     browser.execute_script("[...document.querySelectorAll('.chooser label')].find(e => e.textContent == 'model.width').querySelector('input').click()")
     assert browser.execute_script('return '+heads) == ['name', 'lr', 'val/loss', 'model.width']
     browser.execute_script("document.querySelector('.chooser').hidePopover(); document.querySelector('#view-table .row .more').click()")
-    assert until(browser, "document.querySelector('#drawer.open h1')?.textContent") == 'run 0'
+    assert until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent") == 'run 0'
     silent(browser)
 
 
@@ -266,7 +266,7 @@ def test_scatter_puts_points_where_they_belong(browser, lab):
     assert max(gaps)-min(gaps) < .1  # lr was spaced by powers, and the axis is a log one without being told
     browser.execute_script("const o = sc.points.find(o => o.run.name == 'run 7'), b = scFrame.getBoundingClientRect(), at = {clientX:b.left+sc.px(o), clientY:b.top+sc.py(o), bubbles:true}; \
         scFrame.dispatchEvent(new PointerEvent('pointermove', at)); scFrame.dispatchEvent(new MouseEvent('click', at))")
-    assert until(browser, "document.querySelector('#drawer.open h1')?.textContent") == 'run 7'
+    assert until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent") == 'run 7'
     silent(browser)
 
 
@@ -304,17 +304,17 @@ def test_a_link_restores_everything(browser, lab):
         table.choose(['c:lr', 's:val/loss']); pc.brush = {'c:lr':[.1,.6]}; views.go('scatter', true); sc.x = 'c:seed'; views.go('parallel', true)
         S.zoom = {axis:'relative', low:.25, high:.75}; link(); openRun(arguments[0][0])""", [known['run 1'], known['run 2']])
     state = """JSON.stringify([views.now.name, [...S.on], S.group, [...S.folded], S.sort, S.axis, S.smooth, S.log, S.logx, S.zoom, [...S.closed], table.cols, pc.brush, sc.x, S.run,
-        document.querySelector('#drawer.open h1')?.textContent])"""
-    until(browser, "document.querySelector('#drawer.open h1')?.textContent == 'run 1'")
+        document.querySelector('#one:not([hidden]) h1')?.textContent])"""
+    until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent == 'run 1'")
     link, want = browser.current_url, browser.execute_script('return '+state)
     browser.get('about:blank')
     browser.get(link)
-    until(browser, "typeof S == 'object' && S.ready && document.querySelector('#drawer.open h1')?.textContent == 'run 1'")
+    until(browser, "typeof S == 'object' && S.ready && document.querySelector('#one:not([hidden]) h1')?.textContent == 'run 1'")
     assert browser.execute_script('return '+state) == want and '"parallel"' in want and '0.25' in want
     assert browser.execute_script("return document.getElementById('group').value+document.getElementById('sort').value") == 'c:model.width-s:val/loss'
     browser.execute_script('closeRun()')
     browser.back()  # the run is open again
-    until(browser, "document.querySelector('#drawer.open h1')?.textContent == 'run 1'")
+    until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent == 'run 1'")
     silent(browser)
 
 
@@ -326,9 +326,9 @@ def test_the_keyboard_does_what_the_mouse_does(browser, lab):
     assert browser.execute_script("return [...S.on.keys()].map(id => shown.findIndex(r => r.id == id))") == [1]
     assert browser.execute_script("return document.querySelector('.row.at').dataset.id") == browser.execute_script('return shown[1].id')
     keys('Enter')
-    until(browser, "document.querySelector('#drawer.open')")
+    until(browser, "document.querySelector('#one:not([hidden])')")
     keys('Escape')
-    until(browser, "!document.querySelector('#drawer.open')")
+    until(browser, "!document.querySelector('#one:not([hidden])')")
     keys('3')
     assert browser.execute_script('return views.now.name') == 'parallel'
     keys('?')
