@@ -147,6 +147,9 @@ def test_a_phone_and_the_dark(chromium, page):
     silent(phone)
 
 
+OPEN = "document.querySelector('#one:not([hidden]) h1, #one:not([hidden]) h1')"  # the name of the run that is open
+
+
 @pytest.fixture(scope='module')
 def varied(tmp_path_factory):
     "24 runs whose last loss follows lr, with an epoch as the axis of what is validated; and one with a bad name and bad numbers."
@@ -193,7 +196,7 @@ def test_groups_fold_and_show_bands(browser, lab):
         assert n == 12 and best == pytest.approx(min(want)) and mean == pytest.approx(sum(want)/12)
     loss = "[...cards.values()].find(c => c.k == 'train/loss')"
     until(browser, f"{loss}?.lines?.filter(o => o.name).length == 2")
-    mean, high, low = browser.execute_script(f"return {loss}.u.data.slice(1,4).map(r => r[59])")
+    mean, high, low = browser.execute_script(f"return [{loss}.u.data[1], {loss}.lines[0].high, {loss}.lines[0].low].map(r => r[59])")
     vs = [3*math.exp(-59/20)+i*.1 for i in range(1, 24, 2)]
     assert (mean, low, high) == (pytest.approx(sum(vs)/12, rel=1e-5), pytest.approx(min(vs), rel=1e-5), pytest.approx(max(vs), rel=1e-5))
     browser.execute_script("document.querySelector('.row.group .more').click()")
@@ -235,7 +238,7 @@ def test_the_table_sorts_chooses_and_opens(browser, lab):
     browser.execute_script("[...document.querySelectorAll('.chooser label')].find(e => e.textContent == 'model.width').querySelector('input').click()")
     assert browser.execute_script('return '+heads) == ['name', 'lr', 'val/loss', 'model.width']
     browser.execute_script("document.querySelector('.chooser').hidePopover(); document.querySelector('#view-table .row .more').click()")
-    assert until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent") == 'run 0'
+    assert until(browser, OPEN+"?.textContent") == 'run 0'
     silent(browser)
 
 
@@ -266,13 +269,13 @@ def test_scatter_puts_points_where_they_belong(browser, lab):
     assert max(gaps)-min(gaps) < .1  # lr was spaced by powers, and the axis is a log one without being told
     browser.execute_script("const o = sc.points.find(o => o.run.name == 'run 7'), b = scFrame.getBoundingClientRect(), at = {clientX:b.left+sc.px(o), clientY:b.top+sc.py(o), bubbles:true}; \
         scFrame.dispatchEvent(new PointerEvent('pointermove', at)); scFrame.dispatchEvent(new MouseEvent('click', at))")
-    assert until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent") == 'run 7'
+    assert until(browser, OPEN+"?.textContent") == 'run 7'
     silent(browser)
 
 
 def test_importance_names_what_mattered(browser, lab):
     go(browser, lab, view='importance', metric='val/loss', q="name.startswith('run')")
-    until(browser, "document.querySelector('#view-importance .panel').dataset.drawn")
+    until(browser, "document.querySelector('#view-importance .stage').dataset.drawn")
     rows = browser.execute_script("return [...document.querySelectorAll('button.bar-row')].map(e => [e.querySelector('.bar-name').textContent, e.classList.contains('unsure')])")
     assert dict(rows)['lr'] is False and dict(rows)['opt'] is True and rows[0][0] in ('lr', 'seed')  # both order the runs, and opt does not
     browser.execute_script("[...document.querySelectorAll('button.bar-row')].find(e => e.querySelector('.bar-name').textContent == 'lr').click()")
@@ -304,17 +307,17 @@ def test_a_link_restores_everything(browser, lab):
         table.choose(['c:lr', 's:val/loss']); pc.brush = {'c:lr':[.1,.6]}; views.go('scatter', true); sc.x = 'c:seed'; views.go('parallel', true)
         S.zoom = {axis:'relative', low:.25, high:.75}; link(); openRun(arguments[0][0])""", [known['run 1'], known['run 2']])
     state = """JSON.stringify([views.now.name, [...S.on], S.group, [...S.folded], S.sort, S.axis, S.smooth, S.log, S.logx, S.zoom, [...S.closed], table.cols, pc.brush, sc.x, S.run,
-        document.querySelector('#one:not([hidden]) h1')?.textContent])"""
-    until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent == 'run 1'")
+        "+OPEN+"?.textContent])"""
+    until(browser, OPEN+"?.textContent == 'run 1'")
     link, want = browser.current_url, browser.execute_script('return '+state)
     browser.get('about:blank')
     browser.get(link)
-    until(browser, "typeof S == 'object' && S.ready && document.querySelector('#one:not([hidden]) h1')?.textContent == 'run 1'")
+    until(browser, "typeof S == 'object' && S.ready && "+OPEN+"?.textContent == 'run 1'")
     assert browser.execute_script('return '+state) == want and '"parallel"' in want and '0.25' in want
     assert browser.execute_script("return document.getElementById('group').value+document.getElementById('sort').value") == 'c:model.width-s:val/loss'
     browser.execute_script('closeRun()')
     browser.back()  # the run is open again
-    until(browser, "document.querySelector('#one:not([hidden]) h1')?.textContent == 'run 1'")
+    until(browser, OPEN+"?.textContent == 'run 1'")
     silent(browser)
 
 
@@ -326,9 +329,9 @@ def test_the_keyboard_does_what_the_mouse_does(browser, lab):
     assert browser.execute_script("return [...S.on.keys()].map(id => shown.findIndex(r => r.id == id))") == [1]
     assert browser.execute_script("return document.querySelector('.row.at').dataset.id") == browser.execute_script('return shown[1].id')
     keys('Enter')
-    until(browser, "document.querySelector('#one:not([hidden])')")
+    until(browser, OPEN)
     keys('Escape')
-    until(browser, "!document.querySelector('#one:not([hidden])')")
+    until(browser, "!"+OPEN)
     keys('3')
     assert browser.execute_script('return views.now.name') == 'parallel'
     keys('?')

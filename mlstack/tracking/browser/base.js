@@ -112,7 +112,7 @@ async function ask(path, body) {
 const get = (path, about) => ask(path+'?'+new URLSearchParams(about))
 const tip = document.body.appendChild(el('div','tip'))
 function say(x, y, ...kids) {
-  tip.replaceChildren(...kids); tip.style.display = 'block'
+  tip.replaceChildren(...kids.filter(Boolean)); tip.style.display = 'block'
   const w = tip.offsetWidth, h = tip.offsetHeight
   tip.style.left = Math.max(4, x+16+w > innerWidth-8 ? x-16-w : x+16)+'px'; tip.style.top = Math.max(4, Math.min(y+12, innerHeight-h-8))+'px'
 }

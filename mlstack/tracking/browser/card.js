@@ -43,9 +43,9 @@ class Card {
   rebuild() {
     const d = this.data; if (!d) return
     const rows = d.rows.map(tidy), smooth = S.smooth > 0 ? rows.map(ema) : rows
-    const drawn = S.group && S.band ? bandsOf(d, smooth) : linesOf(d, rows, smooth)
-    this.lines = drawn.lines
-    this.info.textContent = (drawn.bands.length ? many(drawn.bands.length,'group')+', ' : '')+many(d.runs.length,'run')+(d.exact ? '' : ', '+d.points.toLocaleString('en')+' points')
+    const banded = S.group && S.band, drawn = banded ? bandsOf(d, smooth) : linesOf(d, rows, smooth)
+    this.lines = drawn.lines; this.sight = yInSight(drawn)
+    this.info.textContent = (banded ? many(drawn.lines.length,'group')+', ' : '')+many(d.runs.length,'run')+(d.exact ? '' : ', '+d.points.toLocaleString('en')+' points')
     this.below.textContent = d.bad.some(n => n) ? many(d.bad.filter(n => n).length,'run')+' with values that are NaN or infinite, marked at the foot' : ''
     this.rug = d.bad.some(n => n) ? d.rows.map((row,i) => d.bad[i] ? [tint(d.runs[i]), places(row)] : null).filter(Boolean) : []
     this.u?.destroy(); this.u = new uPlot(chartOptions(this, d, drawn), drawn.data, this.plot)
@@ -98,20 +98,19 @@ function nearest(row, j) { for (let d = 0; d < 60; d++) { if (row[j-d] != null) 
 function linesOf(d, rows, smooth) {
   const faint = smooth != rows && rows.length <= 12, of = i => ({id:d.runs[i], name:S.runs.get(d.runs[i])?.name ?? d.runs[i], group:S.group && S.runs.has(d.runs[i]) ? groupKey(S.runs.get(d.runs[i])) : undefined, colour:tint(d.runs[i]), width:1.6})
   const lines = d.runs.map((id,i) => of(i)), behind = faint ? lines.map(o => ({colour:o.colour+'40', width:1})) : []
-  return {data:[d.x, ...(faint ? rows : []), ...smooth], lines:[...behind, ...lines], bands:[]}
+  return {data:[d.x, ...(faint ? rows : []), ...smooth], lines:[...behind, ...lines]}
 }
 // a line for the mean of each group, and a band from its least to its greatest run
 function bandsOf(d, rows) {
   const groups = new Map(), pairs = !d.exact // of buckets two values each are the least and the greatest
   d.runs.forEach((id,i) => { const r = S.runs.get(id); if (!r) return; const key = groupKey(r); (groups.get(key) || groups.set(key,[]).get(key)).push(i) })
-  const lines = [], data = [d.x], bands = []
+  const lines = [], data = [d.x]
   for (const [key,members] of groups) {
     const {mean,low,high} = together(members.map(i => pairs ? halves(rows[i]).map(filled) : [filled(rows[i])]), d.x.length)
-    const c = tintOf(key), label = key ? show(S.group, value(S.runs.get(d.runs[members[0]]), S.group)) : 'none', n = data.length
-    data.push(mean, high, low); bands.push({series:[n+1,n+2], fill:c+'26'})
-    lines.push({name:label+' ('+members.length+')', group:key, colour:c, width:1.8, low, high}, {colour:'transparent', width:0}, {colour:'transparent', width:0})
+    const label = key ? show(S.group, value(S.runs.get(d.runs[members[0]]), S.group)) : 'none'
+    data.push(mean); lines.push({name:label+' ('+members.length+')', group:key, colour:tintOf(key), width:1.8, low, high})
   }
-  return {data, lines, bands}
+  return {data, lines}
 }
 function together(runs, n) { // each run as [its values], or as [least, greatest]
   const mean = new Array(n), low = new Array(n), high = new Array(n)
@@ -142,6 +141,17 @@ const stepName = v => Math.abs(v) >= 1e4 ? +(v/1000).toPrecision(5)+'k' : num(v)
 const axisText = {relative:span, step:stepName}
 function placeName(axis, v) { return axis == 'step' ? 'step '+Math.round(v).toLocaleString('en') : axis == 'relative' ? 'after '+span(v) : axis == 'time' ? date(v)+':'+two(new Date(v*1000).getSeconds()) : axis+' '+num(v) }
 const plain = v => { const m = v/10**Math.floor(Math.log10(v)+1e-9); return Math.abs(m-Math.round(m)) < 1e-6 } // on a log axis: 1, 2, 30, …
+function yInSight({data, lines}) { // what the y axis must hold beyond the lines, or, without outliers, instead of all of them
+  const rows = [...data.slice(1), ...lines.flatMap(o => o.low ? [o.low,o.high] : [])], all = []
+  if (!S.calm) { let low = Infinity, high = -Infinity
+    for (const row of rows) for (const v of row) if (v != null) { if (v < low) low = v; if (v > high) high = v }
+    return low <= high ? [low,high] : null }
+  for (const row of data.slice(1)) { const step = Math.ceil(row.length*(data.length-1)/20000); for (let i = 0; i < row.length; i += step) if (row[i] != null) all.push(row[i]) }
+  all.sort((a,b) => a-b)
+  if (!all.length) return null
+  const low = all[Math.floor(.05*(all.length-1))], high = all[Math.ceil(.95*(all.length-1))], wide = high-low
+  return [Math.max(all[0], S.log ? low*(low/high)**.3 : low-.3*wide), Math.min(all.at(-1), S.log ? high*(high/low)**.3 : high+.3*wide)]
+}
 function yRange(u, low, high) {
   if (low === null) return S.log ? [.1,10] : [0,1]
   if (S.log) return low == high ? [low/2, high*2] : [low*(low/high)**.04, high*(high/low)**.04]
@@ -149,17 +159,26 @@ function yRange(u, low, high) {
   return [low-edge, high+edge]
 }
 const logRange = (u, low, high) => !(low > 0) ? [1,10] : low == high ? [low/2,high*2] : [low,high] // uPlot never ends with a log axis from 0
-function chartOptions(card, d, {lines, bands, data}) {
-  const few = row => { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true }, alpha = lines.length > 40 && !bands.length ? .6 : 1
+function chartOptions(card, d, {lines, data}) {
+  const few = row => { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true }, alpha = lines.length > 40 ? .6 : 1
   const series = lines.map((o,i) => ({stroke:o.colour, width:o.width, alpha, points:{show:!!o.name && few(data[i+1]), size:6, fill:o.colour}, pxAlign:0}))
   const axis = {stroke:css('--faint'), grid:{stroke:css('--grid'), width:1}, ticks:{show:false}, font:'11px ui-sans-serif,system-ui,sans-serif'}, text = axisText[d.axis] || num
   const named = d.axis != 'step' && !axisNames[d.axis] // another metric as the axis is named
-  return { ...card.size(), legend:{show:false}, padding:[8,10,0,0], bands, series:[{}, ...series], focus:{alpha:.18},
-    scales:{ x:d.axis == 'time' ? {time:true} : d.logx ? {time:false, distr:3, range:logRange} : {time:false}, y:{distr:S.log ? 3 : 1, range:yRange} },
+  return { ...card.size(), legend:{show:false}, padding:[8,10,0,0], series:[{}, ...series], focus:{alpha:.18},
+    scales:{ x:d.axis == 'time' ? {time:true} : d.logx ? {time:false, distr:3, range:logRange} : {time:false}, y:{distr:S.log ? 3 : 1, range:u => yRange(u, ...(card.sight || [null,null]))} },
     axes:[{...axis, size:28, values:d.axis == 'time' ? undefined : (u,vs) => vs.map(v => v == null || d.logx && !plain(v) ? '' : text(v)), ...(named ? {label:d.axis, labelSize:14, labelFont:axis.font, labelGap:-6} : {})},
       {...axis, size:52, values:(u,vs) => vs.map(v => v == null || S.log && !plain(v) ? '' : num(v))}],
     cursor:{ drag:{x:true, y:false, setScale:false}, focus:{prox:40}, points:{size:6} },
-    hooks:{ setSelect:[u => zoomTo(card, u)], setCursor:[u => card.say(u)], setSeries:[(u,i) => { card.focused = i }], draw:[u => drawRug(u, card.rug)] } }
+    hooks:{ setSelect:[u => zoomTo(card, u)], setCursor:[u => card.say(u)], setSeries:[(u,i) => { card.focused = i }], drawAxes:[u => drawBands(u, card)], draw:[u => drawRug(u, card.rug)] } }
+}
+function drawBands(u, card) { // from the least to the greatest run of a group
+  const g = u.ctx, x = j => u.valToPos(u.data[0][j], 'x', true), y = v => u.valToPos(v, 'y', true)
+  g.save(); g.beginPath(); g.rect(u.bbox.left, u.bbox.top, u.bbox.width, u.bbox.height); g.clip()
+  card.lines.forEach((o,i) => { if (!o.low) return
+    const there = []; for (let j = 0; j < o.low.length; j++) if (o.low[j] !== undefined) there.push(j)
+    g.beginPath(); for (const j of there) g.lineTo(x(j), y(o.high[j])); for (const j of there.reverse()) g.lineTo(x(j), y(o.low[j]))
+    g.globalAlpha = card.focused && card.focused != i+1 ? .03 : card.focused ? .22 : .13; g.fillStyle = o.colour; g.fill() })
+  g.restore()
 }
 function drawRug(u, rug) { // where a run was not a number
   const g = u.ctx, foot = u.bbox.top+u.bbox.height, h = 5*devicePixelRatio

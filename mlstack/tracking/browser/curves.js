@@ -1,5 +1,5 @@
 // the view of curves: tools, and a chart for each metric in sections by what stands before the first slash
-S.band = true; S.find = ''; S.closed = new Set()
+S.band = true; S.calm = false; S.find = ''; S.closed = new Set()
 function setAxis(x) { S.axis = x; S.zoom = null; link(); showTools(); views.show() }
 function reset() { if (!S.zoom) return; S.zoom = null; link(true); views.show() }
 function redraw() { link(); for (const c of cards.values()) c.rebuild() }
@@ -12,7 +12,7 @@ const finder = make('input', {id:'find', cls:'field', type:'search', placeholder
 finder.setAttribute('aria-label','find charts')
 const bandTool = check('mean ± range', 'band', on => { S.band = on; link(); views.show() })
 views.add({name:'curves', title:'Curves', show:draw, hide:unfull}).append(make('div', {cls:'bar tools', id:'tools'}, axis, el('label','tool', el('span','','smooth'), smoothing, smoothed),
-  check('log y','log', on => { S.log = on; redraw() }), check('log x','logx', on => { S.logx = on; S.zoom = null; link(); views.show() }), bandTool,
+  check('log y','log', on => { S.log = on; redraw() }), check('log x','logx', on => { S.logx = on; S.zoom = null; link(); views.show() }), check('no outliers','calm', on => { S.calm = on; redraw() }), bandTool,
   make('button', {cls:'link', id:'reset', onclick:reset}, 'reset zoom'), el('span','gap'), finder), make('div', {id:'charts'}))
 
 function showTools() {
@@ -20,13 +20,14 @@ function showTools() {
   options(axisOther, [['', [['','metric …'], ...S.metrics.map(k => [k,k])]]], axisNames[S.axis] ? '' : S.axis)
   axisOther.classList.toggle('on', !axisNames[S.axis])
   smoothing.value = S.smooth; smoothed.textContent = S.smooth ? S.smooth.toFixed(2) : ''
-  $('log').checked = S.log; $('logx').checked = S.logx; $('band').checked = S.band; bandTool.hidden = !S.group; $('reset').hidden = !S.zoom
+  $('log').checked = S.log; $('logx').checked = S.logx; $('band').checked = S.band; $('calm').checked = S.calm; bandTool.hidden = !S.group; $('reset').hidden = !S.zoom
   if (finder.value != S.find) finder.value = S.find
 }
 keep('x', () => S.axis == 'step' ? '' : S.axis, v => { S.axis = v || 'step' })
 keep('smooth', () => S.smooth || '', v => { S.smooth = Math.min(.98, Math.max(0, +v || 0)) })
 keep('log', () => S.log, v => { S.log = !!v })
 keep('logx', () => S.logx, v => { S.logx = !!v })
+keep('calm', () => S.calm, v => { S.calm = !!v })
 keep('lines', () => !S.band, v => { S.band = !v })
 keep('zoom', () => S.zoom ? [S.zoom.low, S.zoom.high, encodeURIComponent(S.zoom.axis)].join(',') : '', v => { const [low,high,axis] = v.split(','); S.zoom = v && isFinite(low) && isFinite(high) ? {axis:decodeURIComponent(axis || 'step'), low:+low, high:+high} : null })
 keep('find', () => S.find, v => { S.find = v })

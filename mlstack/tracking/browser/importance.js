@@ -1,6 +1,6 @@
 // importance: which parameters had to do with the metric, and how sure that is
 const im = { stamp:'', have:null, mode:'' }
-const imBox = el('div','panel'), imInfo = el('span','sub'), imMode = el('span','seg')
+const imBox = el('div','stage'), imInfo = el('span','sub'), imMode = el('span','seg')
 for (const m of ['min','max']) { const b = button(m,'',() => { im.mode = m; link(); views.show() },'whether the least or the greatest is best'); b.dataset.mode = m; imMode.append(b) }
 views.add({name:'importance', title:'Importance', show:paintImportance}).append(el('div','bar tools', scopeTool(), aimTool(), labelled('best is', imMode), imInfo), imBox)
 keep('mode', () => im.mode, v => { im.mode = v == 'min' || v == 'max' ? v : '' })
@@ -25,7 +25,7 @@ function bars(answer) {
     const bar = el('i','bar-fill'), whisker = el('i','whisker'), unsure = low <= 0.001
     bar.style.width = per(much); whisker.style.left = per(low); whisker.style.width = `calc(${per(high)} - ${per(low)})`
     const e = make('button', {cls:'bar-row'+(unsure ? ' unsure' : ''), onclick:() => { sc.x = 'c:'+param; sc.y = 's:'+answer.metric; views.go('scatter', true) }, title:param+': click to see it as a scatter'},
-      el('span','bar-name',param), el('span','bar-line', bar, whisker), el('span','bar-value',num(much)), el('span','bar-way', way(corr, answer.metric)), el('span','sub', n+''))
+      el('span','bar-name',param), el('span','bar-line', bar, whisker), el('span','bar-value',much.toFixed(2)), el('span','bar-way', way(corr, answer.metric)), el('span','sub', n+''))
     return e
   }
   imBox.replaceChildren(el('div','bars', el('div','bar-row head', el('span','','parameter'), el('span','','importance, with its 90% interval'), el('span','bar-value',''), el('span','','trend'), el('span','','runs')), ...answer.rows.map(row)),

@@ -3,7 +3,7 @@ const TH = 34
 const table = { cols:null,
   chosen() { return this.cols || ['r:state', ...S.columns.numbers.slice(0,4), ...S.columns.differ.slice(0,8), 'r:created', 'r:duration'] },
   choose(cols) { this.cols = cols; link(); views.show() },
-  width: c => { const longest = Math.max(title(c).length, ...shown.slice(0,60).map(r => show(c, value(r,c)).length)); return Math.max(S.group && c[0] == 's' ? 104 : 70, Math.min(210, longest*7.4+26)) },
+  width: c => { const longest = Math.max(title(c).length, ...shown.slice(0,60).map(r => show(c, value(r,c)).length)); return Math.max(S.group && c[0] == 's' ? 104 : 70, Math.min(220, longest*8+34)) },
 }
 const thead = el('div','thead'), tbody = el('div','tbody'), tframe = make('div', {cls:'tframe', tabIndex:-1}, thead, tbody)
 const tcount = el('span','sub')
@@ -36,11 +36,11 @@ function tableRow(o, cols) {
   e.dataset.group = o.key; return e
 }
 function paintTable() {
-  const cols = table.chosen().filter(c => c != 'r:name'), grid = 'minmax(210px,1.2fr) '+cols.map(c => `minmax(${table.width(c)}px,1fr)`).join(' ')
+  const cols = table.chosen().filter(c => c != 'r:name'), first = Math.max(150, Math.min(320, 84+7.6*Math.max(0, ...shown.slice(0,200).map(r => r.name.length)))), grid = `minmax(${first}px,1.2fr) `+cols.map(c => `minmax(${table.width(c)}px,1fr)`).join(' ')
   tcount.textContent = many(shown.length,'run')+', '+many(cols.length,'column')
   const head = [headOf('r:name'), ...cols.map(headOf)]; head[0].classList.add('first')
   thead.replaceChildren(...head); thead.style.gridTemplateColumns = grid
-  thead.style.minWidth = tbody.style.minWidth = 210+cols.reduce((a,c) => a+table.width(c), 0)+'px'
+  thead.style.minWidth = tbody.style.minWidth = first+cols.reduce((a,c) => a+table.width(c), 0)+'px'
   const from = Math.max(0, Math.floor(tframe.scrollTop/TH)-8), to = Math.min(items.length, Math.ceil((tframe.scrollTop+tframe.clientHeight)/TH)+8)
   tbody.style.height = items.length*TH+'px'
   tbody.replaceChildren(...items.slice(from,to).map((o,i) => { const e = tableRow(o,cols); e.style.top = (from+i)*TH+'px'; e.style.gridTemplateColumns = grid; if (from+i == at) e.classList.add('at'); return e }))
