@@ -147,7 +147,7 @@ def test_a_phone_and_the_dark(chromium, page):
     silent(phone)
 
 
-OPEN = "document.querySelector('#drawer.open h1, #one:not([hidden]) h1')"  # the name of the run that is open
+OPEN = "document.querySelector('#one:not([hidden]) h1, #one:not([hidden]) h1')"  # the name of the run that is open
 
 
 @pytest.fixture(scope='module')
@@ -275,7 +275,7 @@ def test_scatter_puts_points_where_they_belong(browser, lab):
 
 def test_importance_names_what_mattered(browser, lab):
     go(browser, lab, view='importance', metric='val/loss', q="name.startswith('run')")
-    until(browser, "document.querySelector('#view-importance .panel').dataset.drawn")
+    until(browser, "document.querySelector('#view-importance .stage').dataset.drawn")
     rows = browser.execute_script("return [...document.querySelectorAll('button.bar-row')].map(e => [e.querySelector('.bar-name').textContent, e.classList.contains('unsure')])")
     assert dict(rows)['lr'] is False and dict(rows)['opt'] is True and rows[0][0] in ('lr', 'seed')  # both order the runs, and opt does not
     browser.execute_script("[...document.querySelectorAll('button.bar-row')].find(e => e.querySelector('.bar-name').textContent == 'lr').click()")

@@ -148,7 +148,9 @@ function yInSight({data, lines}) { // what the y axis must hold beyond the lines
     return low <= high ? [low,high] : null }
   for (const row of data.slice(1)) { const step = Math.ceil(row.length*(data.length-1)/20000); for (let i = 0; i < row.length; i += step) if (row[i] != null) all.push(row[i]) }
   all.sort((a,b) => a-b)
-  return all.length ? [all[Math.floor(.03*(all.length-1))], all[Math.ceil(.97*(all.length-1))]] : null
+  if (!all.length) return null
+  const low = all[Math.floor(.05*(all.length-1))], high = all[Math.ceil(.95*(all.length-1))], wide = high-low
+  return [Math.max(all[0], S.log ? low*(low/high)**.3 : low-.3*wide), Math.min(all.at(-1), S.log ? high*(high/low)**.3 : high+.3*wide)]
 }
 function yRange(u, low, high) {
   if (low === null) return S.log ? [.1,10] : [0,1]

@@ -1,6 +1,6 @@
 // compare: the runs that are shown side by side, what differs marked, and what of the code changed between two
 const cmp = { all:false, a:'', b:'', stamp:'', most:12 }
-const cmpBox = el('div','panel'), cmpInfo = el('span','sub')
+const cmpBox = el('div','stage'), cmpInfo = el('span','sub')
 views.add({name:'compare', title:'Compare', show:paintCompare}).append(el('div','bar tools', check('only what differs','differing', on => { cmp.all = !on; link(); views.show() }), cmpInfo), cmpBox)
 keep('same', () => cmp.all, v => { cmp.all = !!v })
 keep('a', () => cmp.a, v => { cmp.a = v })

@@ -1,6 +1,6 @@
 // importance: which parameters had to do with the metric, and how sure that is
 const im = { stamp:'', have:null, mode:'' }
-const imBox = el('div','panel'), imInfo = el('span','sub'), imMode = el('span','seg')
+const imBox = el('div','stage'), imInfo = el('span','sub'), imMode = el('span','seg')
 for (const m of ['min','max']) { const b = button(m,'',() => { im.mode = m; link(); views.show() },'whether the least or the greatest is best'); b.dataset.mode = m; imMode.append(b) }
 views.add({name:'importance', title:'Importance', show:paintImportance}).append(el('div','bar tools', scopeTool(), aimTool(), labelled('best is', imMode), imInfo), imBox)
 keep('mode', () => im.mode, v => { im.mode = v == 'min' || v == 'max' ? v : '' })

@@ -19,7 +19,7 @@ const pc = { axes:null, brush:{}, lines:[], scales:[], hover:null,
   chosen() { return this.axes || S.columns.differ.filter(c => !/[.:_]seed$/i.test(c) && scoped().filter(r => value(r,c) !== undefined).length > 1).slice(0,8) },
   all() { const last = 's:'+aim(); return [...this.chosen().filter(c => c != last), last] },
 }
-const pcFrame = make('div', {cls:'frame', id:'pc'}), pcInfo = el('span','sub'), pcNames = el('div','axes'), pcBox = el('div','panel', pcFrame)
+const pcFrame = make('div', {cls:'frame', id:'pc'}), pcInfo = el('span','sub'), pcNames = el('div','axes'), pcBox = el('div','stage', pcFrame)
 const pcSelect = button('show these','link',() => pick(kept().slice(0,MOST).map(r => r.id)),'show the curves of the runs that are left'), pcFilter = button('as a filter','link',toQuery,'write the filter for it'), pcClear = button('clear','link',() => { pc.brush = {}; link(); views.show() })
 views.add({name:'parallel', title:'Parallel', show:paintParallel}).append(el('div','bar tools', scopeTool(), aimTool(), chooser('axes', everyAxis, () => pc.chosen(), cols => { pc.axes = cols; link(); views.show() }), pcInfo, pcSelect, pcFilter, pcClear), pcBox)
 function everyAxis() { return [['config', S.columns.config], ['metrics', S.columns.numbers], ['run', ['r:created','r:duration','r:state','r:group']]].map(([name,cols]) => [name, cols.map(c => [c])]) }

@@ -177,7 +177,7 @@ function lineTab(box, groups, id, smooth) { // groups: [heading, [[metric, title
 }
 runTabs.push({name:'curves', title:'Curves', has:r => r.metrics.length, open(box, run) {
   oneAxis.zoom = null; let points = run.points, names = run.metrics.join('\n'), tab
-  const build = r => { tab?.close(); box.replaceChildren(); tab = lineTab(box, [['', r.metrics.map(k => [k,k,''])]], r.id, true) }
+  const build = r => { tab?.close(); box.replaceChildren(); tab = lineTab(box, [['', [...r.metrics].sort(byInterest).map(k => [k,k,''])]], r.id, true) }
   build(run)
   return {update(r) { if (r.metrics.join('\n') != names) { names = r.metrics.join('\n'); build(r) } else if (r.points != points) tab.reload(); points = r.points }, close:() => tab.close()}
 }})

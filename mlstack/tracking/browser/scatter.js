@@ -2,7 +2,7 @@
 const sc = { x:'', y:'', c:'', logx:'', logy:'', points:[], hover:null,
   of(k) { return this[k] || (k == 'x' ? S.columns.differ.find(c => typeof value(shown[0] || {config:{}},c) == 'number') || S.columns.differ[0] || 'r:created' : k == 'y' ? 's:'+aim() : k == 'c' ? (S.group || '') : '') },
 }
-const scFrame = make('div', {cls:'frame', id:'sc'}), scBox = el('div','panel', scFrame), scSelects = {}, scInfo = el('span','sub'), scLegend = el('div','legend')
+const scFrame = make('div', {cls:'frame', id:'sc'}), scBox = el('div','stage', scFrame), scSelects = {}, scInfo = el('span','sub'), scLegend = el('div','legend')
 const scSelect = (k, text) => { const s = scSelects[k] = make('select', {onchange:() => { sc[k] = s.value || 'none'; link(); views.show() }}); return labelled(text, s) }
 const scLog = (k, text) => { const s = scSelects[k] = check(text, 'sc-'+k, on => { sc[k] = on ? 'log' : 'linear'; link(); views.show() }); return s }
 views.add({name:'scatter', title:'Scatter', show:paintScatter}).append(el('div','bar tools', scopeTool(), scSelect('x','x'), scSelect('y','y'), scSelect('c','colour'), scLog('logx','log x'), scLog('logy','log y'), scInfo), scBox)
@@ -18,11 +18,12 @@ function paintScatter() {
   const logOf = (k, vs) => { const s = scaleOf(vs, sc[k] == 'log' ? true : sc[k] == 'linear' ? false : undefined); scSelects[k].querySelector('input').checked = s.kind == 'log'; scSelects[k].hidden = s.kind == 'levels' || X == 'r:created' && k == 'logx'; return s }
   sc.sx = X == 'r:created' ? scaleOf(there.map(o => o.vx), false) : logOf('logx', there.map(o => o.vx)); sc.sy = logOf('logy', there.map(o => o.vy))
   sc.heat = C && C != 'none' ? scaleOf(there.map(o => value(o.run,C))) : null
-  sc.points = there.map(o => ({...o, at:sc.sx.at(o.vx), up:sc.sy.at(o.vy)})).filter(o => o.at !== null && o.up !== null)
+  sc.points = there.map(o => ({...o, at:seat(sc.sx,o.vx), up:seat(sc.sy,o.vy)})).filter(o => o.at !== null && o.up !== null)
   scInfo.textContent = many(sc.points.length,'run')+(sc.points.length < all.length ? ', '+(all.length-sc.points.length)+' without both' : '')
   Object.assign(sc, {X, Y, C}); drawScatter()
 }
 const told1 = v => v !== undefined && v !== null && !(typeof v == 'string' && /^-?(nan|inf)$/.test(v)) && !(typeof v == 'number' && !isFinite(v))
+const seat = (s, v) => { const t = s.at(v); return t === null || s.kind != 'levels' ? t : (t*(s.all.length-1)+.5)/s.all.length } // kinds stand in the middle of their part
 function shade(run) {
   if (!sc.heat) return tint(run.id)
   const v = value(run, sc.C), t = sc.heat.at(v)
@@ -30,14 +31,14 @@ function shade(run) {
 }
 function drawScatter() {
   const wide = Math.max(300, scBox.clientWidth-32), tall = Math.max(300, Math.min(620, $('views').clientHeight-170)), left = 66, right = 18, top = 34, foot = 50
-  sc.px = o => left+14+o.at*(wide-left-right-28)+(sc.sx.kind == 'levels' ? jitter(o.run.id)*.5*Math.min(40, (wide-left)/sc.sx.all.length) : 0); sc.py = o => tall-foot-10-o.up*(tall-top-foot-20)
+  sc.px = o => left+14+o.at*(wide-left-right-28)+(sc.sx.kind == 'levels' ? jitter(o.run.id)*.3*Math.min(130, (wide-left)/sc.sx.all.length) : 0); sc.py = o => tall-foot-10-o.up*(tall-top-foot-20)
   scFrame.style.height = tall+'px'; scFrame.style.width = wide+'px'
   const g = canvasIn(scFrame, wide, tall); scFrame.querySelector('canvas').setAttribute('aria-label', title(sc.Y)+' against '+title(sc.X))
   g.strokeStyle = css('--grid'); g.fillStyle = css('--soft'); g.lineWidth = 1; g.textBaseline = 'middle'
   const line = (a,b,c,d) => { g.beginPath(); g.moveTo(a,b); g.lineTo(c,d); g.stroke() }, cut = (t,w) => { let s = t; while (s.length > 1 && g.measureText(s).width > w) s = s.slice(0,-2)+'…'; return s }
-  for (const v of sc.sy.ticks(Math.floor(tall/60))) { const y = Math.round(tall-foot-10-sc.sy.at(v)*(tall-top-foot-20))+.5; line(left,y,wide-right,y); g.textAlign = 'right'; g.fillText(cut(show(sc.Y,v),left-12), left-8, y) }
+  for (const v of sc.sy.ticks(Math.floor(tall/60))) { const y = Math.round(tall-foot-10-seat(sc.sy,v)*(tall-top-foot-20))+.5; line(left,y,wide-right,y); g.textAlign = 'right'; g.fillText(cut(show(sc.Y,v),left-12), left-8, y) }
   const ticks = sc.sx.ticks(Math.floor(wide/(sc.X == 'r:created' ? 150 : 90)))
-  for (const v of ticks) { const x = Math.round(left+14+sc.sx.at(v)*(wide-left-right-28))+.5; line(x,top,x,tall-foot); g.textAlign = 'center'; g.fillText(cut(show(sc.X,v), (wide-left)/ticks.length-6), x, tall-foot+14) }
+  for (const v of ticks) { const x = Math.round(left+14+seat(sc.sx,v)*(wide-left-right-28))+.5; line(x,top,x,tall-foot); g.textAlign = 'center'; g.fillText(cut(show(sc.X,v), (wide-left)/ticks.length-6), x, tall-foot+14) }
   g.fillStyle = css('--ink'); g.textAlign = 'center'; g.fillText(title(sc.X), left+(wide-left-right)/2, tall-14)
   g.textAlign = 'left'; g.fillText(title(sc.Y), 16, 16)
   const r = sc.points.length > 500 ? 3 : 4.5

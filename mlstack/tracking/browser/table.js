@@ -36,11 +36,11 @@ function tableRow(o, cols) {
   e.dataset.group = o.key; return e
 }
 function paintTable() {
-  const cols = table.chosen().filter(c => c != 'r:name'), grid = 'minmax(210px,1.2fr) '+cols.map(c => `minmax(${table.width(c)}px,1fr)`).join(' ')
+  const cols = table.chosen().filter(c => c != 'r:name'), first = Math.max(150, Math.min(320, 84+7.6*Math.max(0, ...shown.slice(0,200).map(r => r.name.length)))), grid = `minmax(${first}px,1.2fr) `+cols.map(c => `minmax(${table.width(c)}px,1fr)`).join(' ')
   tcount.textContent = many(shown.length,'run')+', '+many(cols.length,'column')
   const head = [headOf('r:name'), ...cols.map(headOf)]; head[0].classList.add('first')
   thead.replaceChildren(...head); thead.style.gridTemplateColumns = grid
-  thead.style.minWidth = tbody.style.minWidth = 210+cols.reduce((a,c) => a+table.width(c), 0)+'px'
+  thead.style.minWidth = tbody.style.minWidth = first+cols.reduce((a,c) => a+table.width(c), 0)+'px'
   const from = Math.max(0, Math.floor(tframe.scrollTop/TH)-8), to = Math.min(items.length, Math.ceil((tframe.scrollTop+tframe.clientHeight)/TH)+8)
   tbody.style.height = items.length*TH+'px'
   tbody.replaceChildren(...items.slice(from,to).map((o,i) => { const e = tableRow(o,cols); e.style.top = (from+i)*TH+'px'; e.style.gridTemplateColumns = grid; if (from+i == at) e.classList.add('at'); return e }))
