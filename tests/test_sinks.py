@@ -209,7 +209,7 @@ def test_a_follower_killed_at_any_moment_doubles_nothing(tmp_path):
     for i in range(KILLS):
         until = 60_000*(i+rng.random())/(KILLS+1)
         p = sinks._process('follow', to, [run.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while p.poll() is None and sum(o['rows'] for o in copies(run)) <= until: pass
+        while p.poll() is None and sum(o['rows'] for o in copies(run)) <= until: time.sleep(.002)
         p.kill()
         p.wait()
         partly += 0 < copies(run)[0]['rows'] < 60_000

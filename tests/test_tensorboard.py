@@ -145,6 +145,15 @@ def test_round_trip(copied, tmp_path):
     assert back.media('img')[0][1].data == ours.media('img')[0][1].data and [o.data for o in back.media('two')[0][1]] == [o.data for o in ours.media('two')[0][1]]
     assert back.media('sound')[0][1].data == ours.media('sound')[0][1].data and back.metric('note')[2].tolist() == ['hello *é*'] and not back.problems
 
+@pytest.mark.parametrize('state, error', [('finished', ''), ('failed', 'ValueError: no'), ('killed', ''), ('preempted', 'moved')])
+def test_how_it_ended_comes_back(tmp_path, state, error):
+    run = track.init(project='p', surroundings=False)
+    run.log({'x': 10**400, 'y': -10**400, 'z': 2**70})
+    run.summary['best'] = .1
+    run.finish(state=state, error=error)
+    back, = track.load(track.sync(run, to=f'tensorboard:{tmp_path}/logs')[0], dir=tmp_path/'again')
+    assert (back.state, back.error, back.summary) == (state, error, {'x': math.inf, 'y': -math.inf, 'z': 2.**70, 'best': .1})
+
 def test_a_second_trip_changes_no_bit(copied, tmp_path):
     once, = track.load(copied[1], dir=tmp_path/'once')
     twice, = track.load(track.sync(once, to=f'tensorboard:{tmp_path}/second')[0], dir=tmp_path/'twice')
