@@ -8,8 +8,8 @@ TensorBoard keeps numbers as 32-bit floats. What was read from its files stands 
 
 # %% auto #0
 __all__ = ['DEEPEST', 'READER', 'crc32c', 'framed', 'records', 'field', 'event', 'scalars', 'value', 'strings', 'histogram',
-           'summary_of', 'started', 'ended', 'described', 'TensorBoardSink', 'tensor', 'Events', 'event_folders',
-           'import_folder', 'fits', 'load_all']
+           'summary_of', 'started', 'ended', 'TensorBoardSink', 'tensor', 'Events', 'event_folders', 'import_folder',
+           'fits', 'load_all']
 
 # %% ../../nbs/tracking/07a_tensorboard.ipynb #a0ee92d6
 import io, json, os, re, struct, time, warnings
@@ -22,7 +22,7 @@ from .lanes import flat
 from .sinks import Sink
 from .wandb_files import NOT_UNDERSTOOD, fields
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #5af4e423
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #2a4e8716
 @cache
 def _pairs():
     "The sum of each pair of bytes."
@@ -80,7 +80,7 @@ def crc32c(records) -> list: # of bytes
         if width: out[some] ^= _sums(np.frombuffer(b''.join([records[i].rjust(width,b'\0') for i in some]), 'u1').reshape(-1,width))
     return (out^0xffffffff).tolist()
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #d07740af
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #ada6bec1
 def _masked(sums): return [((c>>15|c<<17&0xffffffff)+0xa282ead8)&0xffffffff for c in sums]
 
 @cache
@@ -120,7 +120,7 @@ def _checked(data, found, name, start, problems):
         if data[b:b+4]==c.to_bytes(4,'little'): yield content
         else: problems.append(f'{name} is damaged at byte {start+a-12:,}: this record was left out')
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #9783f49c
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #e7e1b973
 def _varint(n):
     out = bytearray()
     while n>127:
@@ -150,16 +150,22 @@ def scalars(row) -> bytes:
     "Numbers by name."
     shape,before = _shape(tuple(row))
     try: return shape.pack(*[o for pair in zip(before,row.values()) for o in pair])
-    except (OverflowError,struct.error): # larger than 32 bits hold
-        import numpy as np
-        with np.errstate(over='ignore'): return shape.pack(*[o for pair in zip(before,(float(np.float32(v)) for v in row.values())) for o in pair])
+    except OverflowError: return shape.pack(*[o for pair in zip(before,map(_rounded,row.values())) for o in pair])
+
+def _rounded(v):
+    "What 32 bits make of a number that may be too large for them."
+    import numpy as np
+    try:
+        with np.errstate(over='ignore'): return float(np.float32(float(v)))
+    except OverflowError: return float('inf') if v>0 else -float('inf')
 
 def value(tag, number, content, plugin='', about=b'') -> bytes:
     "One value that is no plain number: its form is field `number`."
     metadata = field(9, field(1, field(1,plugin)+field(2,about))) if plugin else b''
     return field(1, field(1,tag)+metadata+field(number,content))
 
-def strings(parts) -> bytes: # a tensor of them
+def strings(parts) -> bytes:
+    "A tensor of texts or bytes."
     return field(1,7)+field(2, field(2, field(1,len(parts))))+b''.join(field(8,o) for o in parts)
 
 def histogram(counts, edges) -> bytes:
@@ -170,7 +176,7 @@ def histogram(counts, edges) -> bytes:
     packed = lambda o: struct.pack(f'<{len(o)}d',*o)
     return b''.join(field(i,v) for i,v in enumerate(about,1))+field(6,packed(edges))+field(7,packed([0,*counts]))
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #157cf88e
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #4826f2cd
 def _picture(v, run): return v.get('width',0),v.get('height',0),(run/v['path']).read_bytes()
 
 def _sound(v, run):
@@ -207,7 +213,7 @@ def summary_of(row, run) -> bytes:
     if len(numbers)==len(row): return scalars(row)
     return (scalars(numbers) if numbers else b'')+b''.join(_other(k, v, run) for k,v in row.items() if k not in numbers)
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #b4d419f9
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #46a21147
 _STARTED,_ENDED,_OURS = '_hparams_/session_start_info','_hparams_/session_end_info','_mlstack_/run'
 _nothing = field(1,1)+field(2,field(2,field(1,0))) # a tensor without numbers
 
@@ -217,17 +223,23 @@ def _parameter(v):
     return field(3, v if isinstance(v,str) else json.dumps(v))
 
 def started(config, at) -> bytes:
+    "What the HParams tab wants at the start."
     told = b''.join(field(1, field(1,k)+field(2,_parameter(v))) for k,v in flat(config).items())
     return value(_STARTED, 8, _nothing, 'hparams', field(3, told+field(5,float(at))))
 
-def ended(state, at) -> bytes: return value(_ENDED, 8, _nothing, 'hparams', field(4, field(1, 1 if state=='finished' else 2)+field(2,float(at))))
+def ended(state, at) -> bytes:
+    "What it wants at the end."
+    return value(_ENDED, 8, _nothing, 'hparams', field(4, field(1, 1 if state=='finished' else 2)+field(2,float(at))))
 
-def described(record) -> bytes:
-    "What our own reader wants to know."
+def _told(facts): return value(_OURS, 8, _nothing, 'mlstack', json.dumps(facts).encode())
+
+def _at_the_start(record):
     told = {k: getattr(record,k) for k in ('id','project','name','group','tags','notes','job_type','parent')}
-    return value(_OURS, 8, _nothing, 'mlstack', json.dumps(told|dict(created=record.facts.meta['created'], config=record.config.as_dict())).encode())
+    return _told(told|dict(created=record.facts.meta['created'], config=record.config.as_dict()))
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #d78906ff
+def _at_the_end(record): return _told(dict(state=record.state, error=record.error, summary=record.facts.summary))
+
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #2b3b0667
 def _folder_of(record):
     "The run's name as a folder; one that somebody chose may be used twice, so a bit of the id is added."
     from mlstack.tracking.recorder import nice_name
@@ -270,7 +282,7 @@ class TensorBoardSink(Sink):
 
     def facts(self, record):
         at = float(record.facts.meta['created'])
-        content = framed([field(1,at)+field(3,'brain.Event:2'), event(at, 0, described(record)), event(at, 0, started(record.config.as_dict(), at))])
+        content = framed([field(1,at)+field(3,'brain.Event:2'), event(at, 0, _at_the_start(record)), event(at, 0, started(record.config.as_dict(), at))])
         name = f'events.out.tfevents.{int(at)-1}.facts'
         if self.kept.get('facts')==(digest := sha256(content).hexdigest()) and (self.folder/name).exists(): return
         aside = self.folder/f'.facts-{os.getpid()}' # a name that TensorBoard passes over
@@ -280,12 +292,11 @@ class TensorBoardSink(Sink):
 
     def close(self, record):
         end = record.facts.meta['created']+record.seconds
-        summary = ended(record.state, end)
         if self.kept['files'] and self.file is None: self.file = open(self.folder/self.kept['files'][-1],'ab',buffering=0)
-        self._append([event(end, 0, summary)])
+        self._append([event(end, 0, ended(record.state, end)+_at_the_end(record))])
         self.file.close()
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #4a7d0a6d
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #b02a4913
 def _event(data):
     "Time, step and summary of a record."
     if data[:1]==b'\x09' and data[9:10]==b'\x10': # as everybody writes it
@@ -332,12 +343,12 @@ def _numbers(data):
         n,at = _number(data, at)
         yield n
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #d1130597
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #73fb0e17
 class Events:
     "What the event files of one run say, on its way into `into`, an `Import`."
     def __init__(self, into):
         self.into,self.curves,self.alone,self.together,self.plugins = into,{},{},{},{}
-        self.config,self.status,self.end,self.problems,self.left_out = {},0,0.,[],set()
+        self.config,self.told,self.status,self.end,self.problems,self.left_out = {},{},0,0.,[],set()
 
     def read(self, path):
         for data in records(path, self.problems):
@@ -369,7 +380,7 @@ class Events:
             if 2 in found: plain[tag] = found[2]
             elif (v := self.value(tag, found, step, at)) is not None: row[tag] = v
         for tag,v in plain.items(): _point(self.curve(tag), step, at, struct.unpack('<f',v)[0])
-        if row: self.into.row(step, at, {tag.replace('\0',''): v for tag,v in row.items()})
+        if row: self.into.row(step, at, row)
         shape,before = _shape(tuple(plain))
         if plain and len(summary)==shape.size and shape.unpack(summary)[::2]==before: # nothing but these numbers: known from now on
             if len(plain)==1: self.alone[summary[:-4]] = self.curve(tag)
@@ -378,7 +389,7 @@ class Events:
     def value(self, tag, found, step, at):
         "A value that is no plain number as it stands in a row of ours; None if it was kept elsewhere or left out."
         plugin,about = self.plugins.get(tag,('',b''))
-        if plugin=='mlstack': return None
+        if plugin=='mlstack': return self.told.update(json.loads(_plugin(found[9])[1]))
         if plugin=='hparams': return self._parameters(about)
         if 4 in found: return self.image(dict(fields(found[4])).get(4,b''))
         if 5 in found: return _counts(found[5])
@@ -438,7 +449,7 @@ def _hparam(data):
         if n==3: return v.decode(errors='replace')
         if n==4: return bool(v)
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #15891f00
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #590f5dc4
 DEEPEST = 6 # folders below the one that is loaded
 
 def event_folders(path) -> dict:
@@ -481,11 +492,13 @@ def import_folder(folder, files, name, runs, project=None) -> Path:
         for file in files: found.read(folder/file)
         for text in found.problems: warnings.warn(text, stacklevel=5)
         if found.left_out: warnings.warn(f'{name}: values of {", ".join(sorted(found.left_out))} were left out', stacklevel=5)
-        o.config(told.get('config') or found.config)
+        o.config(found.told.get('config') or found.config)
+        o.summary(found.told.get('summary') or {})
         o.curves(found.curves)
         return o.keep(*_how(found), ended=found.end)
 
 def _how(found):
+    if found.told.get('state'): return found.told['state'],found.told['error']
     if found.status: return ('finished','') if found.status==1 else ('running','') if found.status==3 else ('failed','')
     if any('is cut off' in o for o in found.problems): return 'killed','its last file ends in the middle of a record'
     return 'finished',''
