@@ -8,6 +8,7 @@ Modules:
 - `mlstack.tracking.index`: What is known of ten thousand runs, in one file, so that a question about them need not open ten thousand folders. It can be deleted at any time.
 - `mlstack.tracking.page`: The runs and their curves in a browser: `track.ui()` in Python, `mlstack ui` in a shell.
 - `mlstack.tracking.recorder`: `init`, `log`, `config`, `summary`, `finish`: the record of one execution, written to a folder while it happens.
-- `mlstack.tracking.sinks`: A run shown elsewhere while it is made: TensorBoard, MLflow, W&B, or any object with `.log`. Called by `init(sinks=)` and `track.sync`."""
+- `mlstack.tracking.sinks`: A run shown elsewhere while it is made: TensorBoard, MLflow, W&B, or any object with `.log`. Called by `init(sinks=)` and `track.sync`.
+- `mlstack.tracking.tensorboard`: TensorBoard's event files, written and read without TensorBoard: the sink `"tensorboard:logdir"`, and `track.load("logdir/")`."""
 
 __version__ = "0.0.1"

@@ -278,8 +278,8 @@ def is_sqlite(path):
         with open(path,'rb') as f: return f.read(16)==b'SQLite format 3\0'
     except OSError: return False
 
-# %% ../../nbs/tracking/08_importing.ipynb #11d4cbec
-READERS = ['wandb_files','mlflow','other_trackers','tabular'] # rooms with a READER (or a list), in the order in which they are asked; or (name, fits, load_all)
+# %% ../../nbs/tracking/08_importing.ipynb #8f644f32
+READERS = ['wandb_files','tensorboard','mlflow','other_trackers','tabular'] # rooms with a READER (or a list), in the order in which they are asked; or (name, fits, load_all)
 
 def _readers():
     from importlib import import_module

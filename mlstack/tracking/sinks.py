@@ -201,7 +201,7 @@ class Follower:
         if self.ended is None: return False
         return all(o['finish'] or alive(o['start']['process']) is False for o in record.facts.writers) or time.monotonic()-self.ended>GRACE
 
-# %% ../../nbs/tracking/07_sinks.ipynb #d28bb305
+# %% ../../nbs/tracking/07_sinks.ipynb #31ff1aac
 def _begin(self):
     "Open the sink."
     self.told,self.events = self.read() if self.file else self.told,None
@@ -229,8 +229,12 @@ def _step(self):
     self.save(cursor=self.tail.cursor, rows=self.told['rows']+len(rows))
     return True
 
-def _copy(self, once=False):
-    "Copy to the end of the run, or with `once` what there is."
+def _copy(self, once=False, wait=True):
+    "Copy to the end of the run, or with `once` what there is; nothing where another process is at it and `wait` is not asked for."
+    with self.alone(wait) as mine:
+        if mine: _whole_copy(self, once)
+
+def _whole_copy(self, once):
     live,opened = (self.given or make_sink(self.to)).live,False
     while True:
         last,over = once or self.stop.is_set(),self.over() or once and self.ended is not None # before the look, so that no row is missed
@@ -244,7 +248,7 @@ def _copy(self, once=False):
 
 Follower.copy = _copy
 
-# %% ../../nbs/tracking/07_sinks.ipynb #54a64436
+# %% ../../nbs/tracking/07_sinks.ipynb #80398ac6
 def _late(self, pause):
     try: return self.over() and time.monotonic()+pause-self.ended>PATIENCE
     except MlstackError: return True
@@ -261,7 +265,7 @@ def _run(self):
     pause = 0
     while True:
         try:
-            with self.alone(): self.copy()
+            self.copy()
             return True
         except Exception as e:
             if not (self.path/'meta.json').exists(): return True # the run was removed
@@ -316,38 +320,44 @@ def attach(run, names, things):
         thread.start()
         run._followers.append((follower,thread))
 
-# %% ../../nbs/tracking/07_sinks.ipynb #3c611696
+# %% ../../nbs/tracking/07_sinks.ipynb #715955bf
 LAST = 10 # seconds that `finish` gives an object
 
-def _trouble(run, to, text): warnings.warn(f'the copy of run {run.id} to {_title(to)} {text}, see {run.path/"sync.log"}; track.sync makes it later', stacklevel=2)
-
-def _wait_for(run, to, p):
-    failing = Follower(run.path, to).read()
-    if p.poll() is None and failing['state']=='failing': warnings.warn(f'the copy of run {run.id} to {_title(to)} has trouble and is tried a minute longer: {failing["error"]}', stacklevel=2)
-    if p.wait()<0: p = _start(run, to) # it was killed
-    if p is not None and p.wait(): _trouble(run, to, f'failed ({Follower(run.path, to).read()["error"]})')
+def _trouble(run, to, text): warnings.warn(f'the copy of run {run.id} to {_title(to)} {text}, see {run.path/"sync.log"}; track.sync makes it later', stacklevel=3)
 
 def detach(run):
     "Have the sinks of a run that is over take a last look; returns the thread that waits for the processes."
-    for follower,thread in [o for o in run._followers if isinstance(o[0],Follower)]:
-        follower.stop.set()
-        thread.join(LAST)
-        if follower.told['state']=='failed': warnings.warn(f'the copy of run {run.id} stopped: {follower.told["error"]}', stacklevel=3)
-    started = [o for o in run._followers if isinstance(o[0],str) and o[1] is not None]
-    if not started: return None
+    waiting = []
+    for to,at in run._followers:
+        if isinstance(to,Follower): _last_look(run, to, at)
+        elif at is not None and (p := _start(run, to) if (at.poll() or 0)<0 else at): # it was killed
+            told = Follower(run.path, to).read()
+            if told.get('pid')==p.pid and told['state'] in ('failing','failed'): _trouble(run, to, f'does not work ({told["error"]})')
+            else: waiting.append((to,p))
     def wait():
-        for to,p in started: _wait_for(run, to, p)
+        for to,p in waiting:
+            if p.wait(): _trouble(run, to, f'failed ({Follower(run.path, to).read()["error"]})')
     thread = threading.Thread(target=wait, name='mlstack-copy', daemon=True)
     try: thread.start()
     except RuntimeError: return None # the interpreter is ending: nobody is left to be warned
     return thread
 
+def _last_look(run, follower, thread):
+    follower.stop.set()
+    thread.join(LAST)
+    if thread.is_alive(): warnings.warn(f'{follower.to}.log has not taken the last rows of run {run.id} in {LAST} seconds; track.sync copies them later', stacklevel=4)
+    if follower.told['state']=='failed': warnings.warn(f'the copy of run {run.id} stopped: {follower.told["error"]}', stacklevel=4)
+
 def copies(run) -> list: # a run, record or path
     "What is known of the copies of a run: a dict for each sink, with `to`, `state`, `error`, `place` and `rows`."
-    found = [json.loads(o.read_bytes()) for o in sorted((Path(getattr(run,'path',run))/'sinks').glob('*.json'))]
-    return [{k: o[k] for k in ('to','state','error','place','rows')} for o in found]
+    found = []
+    for o in sorted((Path(getattr(run,'path',run))/'sinks').glob('*.json')):
+        try: told = json.loads(o.read_bytes())
+        except ValueError: continue
+        found.append({k: told.get(k) for k in ('to','state','error','place','rows')})
+    return found
 
-# %% ../../nbs/tracking/07_sinks.ipynb #77e97a63
+# %% ../../nbs/tracking/07_sinks.ipynb #486ad583
 _mark = 'mlstack-copy:' # libraries print what they like
 
 def main(how, to, *paths):
@@ -359,8 +369,7 @@ def main(how, to, *paths):
 def _copy_one(path, to):
     try:
         follower = Follower(path, to)
-        with follower.alone(wait=follower.over()) as mine: # of a run that goes on: its own follower is at it
-            if mine: follower.copy(once=True)
+        follower.copy(once=True, wait=follower.over()) # while a run goes on, its own follower may be at it
         return follower.read()
     except Exception as e: return dict(error=str(e) if isinstance(e,MlstackError) else f'{type(e).__name__}: {e}')
 
