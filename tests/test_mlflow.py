@@ -169,8 +169,8 @@ def test_a_live_database(written, tmp_path):
     db.execute('pragma journal_mode=delete')
     db.execute('begin exclusive')
     with pytest.MonkeyPatch.context() as patch:
-        from mlstack.tracking import mlflow
-        patch.setattr(mlflow.sqlite3, 'connect', lambda *a, real=sqlite3.connect, **kw: real(*a, **kw|dict(timeout=.1)))
+        from mlstack.tracking import importing
+        patch.setattr(importing.sqlite3, 'connect', lambda *a, real=sqlite3.connect, **kw: real(*a, **kw|dict(timeout=.1)))
         with pytest.raises(MlstackError, match='locked: another process is writing'): track.load(tmp_path/'mlflow.db')
     db.close()
 

@@ -14,6 +14,7 @@ peers = dict(
     mlflow_server=(['mlflow==3.17.2'], False),  # with its store, server and page
     tensorboard=(['tensorboard==2.21.0'], True),
     trackio=(['trackio==0.43.0'], False),
+    tables=(['pyarrow==26.0.1', 'openpyxl==3.1.5', 'numpy', 'pandas'], False),  # of the tests: Parquet and spreadsheets
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
     accelerate=(['accelerate==1.15.0'], True),
 )
