@@ -483,7 +483,7 @@ def test_a_real_model_goes_back_and_elsewhere_bit_for_bit(tmp_path, folder):
         opt = torch.optim.Adam(net.parameters(), 3e-3)
         with track.init(project='digits', name=name, config=dict(steps=steps, lr=3e-3)) as run:
             run.use_artifact('data/mnist')
-            for i in range(steps):
+            for _ in range(steps):
                 batch = train[torch.randint(len(train), (128,))]
                 loss = torch.nn.functional.cross_entropy(net(x[batch]), y[batch])
                 opt.zero_grad(); loss.backward(); opt.step()
