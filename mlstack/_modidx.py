@@ -745,6 +745,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlstack.tracking.cards._environment': ( 'tracking/cards.html#_environment',
                                                                                  'mlstack/tracking/cards.py'),
                                         'mlstack.tracking.cards._made': ('tracking/cards.html#_made', 'mlstack/tracking/cards.py'),
+                                        'mlstack.tracking.cards._whole': ('tracking/cards.html#_whole', 'mlstack/tracking/cards.py'),
                                         'mlstack.tracking.cards.card_of': ('tracking/cards.html#card_of', 'mlstack/tracking/cards.py'),
                                         'mlstack.tracking.cards.compared': ('tracking/cards.html#compared', 'mlstack/tracking/cards.py')},
             'mlstack.tracking.charts': { 'mlstack.tracking.charts.Scale': ('tracking/charts.html#scale', 'mlstack/tracking/charts.py'),

@@ -15,13 +15,13 @@ from pathlib import Path
 
 from ..core import MlstackError, write_file, new_id
 
-# %% ../../nbs/tracking/01b_artifacts.ipynb #2b81458e
+# %% ../../nbs/tracking/01b_artifacts.ipynb #8ff704c7
 def _copied(path, aside, tell):
     "Copy a file; its digest and size. One that changes meanwhile is copied again."
     for _ in range(5):
         digest,size,before = sha256(),0,os.stat(path)
         with open(path,'rb') as src, open(aside,'wb') as dst:
-            while block := src.read(1<<20):
+            while block := src.read(min(1<<20, before.st_size-size)): # one that grows has no end
                 digest.update(block)
                 dst.write(block)
                 size += len(block)
@@ -177,14 +177,14 @@ class Artifact:
         "The ids of the runs that logged this content: the one that made it first."
         return [o for o in (self.run, *_marks(self.store/self.name/'made', self.version)) if o]
 
-# %% ../../nbs/tracking/01b_artifacts.ipynb #fd65bad4
+# %% ../../nbs/tracking/01b_artifacts.ipynb #0eee1666
 def _files(path, empty):
     "The files of a folder, sorted by name; the only one, if `path` is a file."
     if path.is_file(): return [path]
     if not path.is_dir(): raise MlstackError('there is no such file', str(path), 'save it before logging it')
     found = sorted(path.rglob('*'))
     for o in (o for o in found if o.is_symlink()):
-        to = o.resolve()
+        to = Path(os.path.realpath(o))
         why = 'leads nowhere' if not o.exists() else 'leads to a folder' if to.is_dir() else 'leads out of the folder' if not to.is_relative_to(path.resolve()) else ''
         if why: raise MlstackError(f'the link {str(o.relative_to(path))!r} {why}', str(path), 'take it away, or log a copy made with `cp -rL`')
     files = [o for o in found if o.is_file()]

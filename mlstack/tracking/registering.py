@@ -37,7 +37,7 @@ def doubts(record) -> list:
     if left: found.append((f'code that nobody committed was not recorded: {", ".join(f"{k} ({why})" for k,why in list(left.items())[:3])}{" and others" if len(left)>3 else ""}', 'commit it and run again'))
     return found
 
-# %% ../../nbs/tracking/04d_registering.ipynb #b301d16b
+# %% ../../nbs/tracking/04d_registering.ipynb #b0294b9d
 def _source(source, name, runs):
     "The artifact and the run (or None) that `source` means."
     if hasattr(type(source),'record') and not isinstance(source,Version): source = source.record() # a Run
@@ -67,7 +67,7 @@ def _named(source, name, runs):
         for path in sorted(runs.glob('[!.]*/.artifacts/*/v*.json'), key=os.path.getmtime, reverse=True):
             if digest in path.read_text(): # it was logged by a run
                 art = find_artifact(path.parent.parent, f'{path.parent.name}:{path.stem}')
-                if list(art.files.values())==[digest]: return art
+                if art.run and list(art.files.values())==[digest]: return art
     return add_artifact(runs/settings().project/'.artifacts', source, name, 'model')
 
 def _runs_of(source, dir):

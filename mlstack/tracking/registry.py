@@ -177,13 +177,13 @@ def _finite(v):
     if isinstance(v,(list,tuple)): return [_finite(o) for o in v]
     return str(v) if isinstance(v,float) and not math.isfinite(v) else v
 
-# %% ../../nbs/tracking/04c_registry.ipynb #ea318f48
+# %% ../../nbs/tracking/04c_registry.ipynb #6f382dd8
 class Refused(MlstackError):
     "What the registry does only when it is told `force=True`."
 
 def _insist(found, what, where, force):
     "Refuse, unless told; returns what was overruled."
-    if found and not force: raise Refused(f'{what}: {"; ".join(o for o,_ in found)}', where, f'{found[0][1]}, or pass force=True, which is written down')
+    if found and not force: raise Refused(f'{what}: {"; ".join(o for o,_ in found)}', where, f'{found[0][1]}, or pass force=True (in a shell --force), which is written down')
     return [o for o,_ in found]
 
 # %% ../../nbs/tracking/04c_registry.ipynb #f65af9a1
