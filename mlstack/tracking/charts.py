@@ -64,11 +64,9 @@ def thinned(x, y, most):
     import numpy as np
     x,y = np.asarray(x,float),np.asarray(y,float)
     if len(x)<=most: return x,y
-    from mlstack.tracking.page import _bucketed
-    n,low,high = max(most//2,1),float(x[0]),float(x[-1])
-    if high<=low: return x[-1:],y[-1:]
-    y = _bucketed(x, y, low, high, n)
-    return np.delete(low+(np.arange(2*n)+.5)*(high-low)/(2*n), gone := np.flatnonzero(np.isnan(y))),np.delete(y, gone)
+    from mlstack.tracking.analysis_views import shared_curves
+    grid,(row,),_ = shared_curves([(x,y)], max(most//2,1))
+    return grid[keep := ~np.isnan(row)],row[keep]
 
 def path(x, y):
     "Places as the text of an SVG path; a gap where one is not finite."

@@ -147,6 +147,7 @@ class DisabledRun(Run):
 def _nothing(self, *args, **kw): return None
 for _k in 'define_metric alert watch unwatch log_model use_model link_model link_artifact mark_preempting restore log_code display write_logs status pin_config_keys listen'.split(): setattr(DisabledRun, _k, _nothing)
 DisabledRun.upsert_artifact = DisabledRun.finish_artifact = DisabledRun.log_artifact
+DisabledRun.live = lambda self, *names, **kw: None
 
 # %% ../../nbs/tracking/06d_wandb_run.ipynb #8811c626
 @of_run
