@@ -71,17 +71,17 @@ class Later:
         "What became of rows that nobody was told about."
         return f'{self.lost} row{"s" if self.lost>1 else ""} could not be stored: {self.error}' if self.error is not None else ''
 
-# %% ../../nbs/tracking/02_recorder.ipynb #274215a7
+# %% ../../nbs/tracking/02_recorder.ipynb #fa2a4fd1
 class Run:
     "The record of one execution. `init` makes one; see there."
-    _sinks,copying,_defined,_preempting,resumed,starting_step = (),None,{},False,False,0
+    _sinks,copying,_defined,_before,_preempting,resumed,starting_step = (),None,{},{},False,False,0
     def __init__(self, path, meta, config, owner, ctx, step=0, surroundings=()):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
         self._listeners,self._origins,self._final,self._alerts,self._watched,self._parts,self.starting_step = (),None,{},{},[],surroundings,step
         self._anew()
         self.config = Config(config, lambda path,v: self._event('config', **(dict(p=path, gone=1) if v is _gone else dict(p=path, v=plain(v)))))
-        self.summary = Summary(self._last, lambda new,gone: self._event('summary', v=new, gone=gone))
+        self.summary = Summary(lambda: self._before|self._last() if self._before else self._last(), lambda new,gone: self._event('summary', v=new, gone=gone))
         self._begin()
 
     def _anew(self):
@@ -445,7 +445,7 @@ def _open_run(project, config, name, group, tags, notes, job_type, id, resume, d
     run._sinks = here.sinks
     return run
 
-# %% ../../nbs/tracking/02_recorder.ipynb #c06cc959
+# %% ../../nbs/tracking/02_recorder.ipynb #640dd9bd
 def _rejoin(run, config, ctx, described):
     run.config.setdefaults(as_config(config))
     for k,v in described.items(): setattr(run, k, v) # a trial was opened for the script, which now says what it is called
@@ -461,12 +461,18 @@ def _start_fork(source, step, path, meta, config, ctx, runs, parts):
     run.config.update(as_config(config))
     return run
 
+def _last_values(path):
+    from mlstack.tracking.query import Record
+    last = Record(path).summary
+    return {k:v for k,v in last.items() if k.rpartition('.')[0] not in last} # not `loss.min`, which is worked out again
+
 def _start(path, meta, config, made, facts, ctx, runs, parts, forked=False):
     given = as_config(config)
     over = facts is not None and run_state(facts)[0]!='running' # the one who owned it is gone
     owner = ctx.rank==0 and (made or over or not any(o['start'].get('owner') for o in facts.writers))
     run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _next_step(path, facts) if over else 0, parts)
     run.resumed = over
+    if over: run._before = _last_values(path) # a script that goes on reads what it had reached
     if ctx.trial and facts: run.config.lock(facts.config)
     run.config.setdefaults(given)
     if facts: vars(run.summary)['_set'].update(facts.summary)

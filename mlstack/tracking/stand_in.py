@@ -60,7 +60,7 @@ class _Lazy(ModuleType):
         if k.startswith('__'): raise AttributeError(k)
         raise AttributeError(f'{self.__name__}.{k} is not here: mlstack.tracking stands in for wandb')
 
-# %% ../../nbs/tracking/06e_stand_in.ipynb #fa69f597
+# %% ../../nbs/tracking/06e_stand_in.ipynb #5deb5fca
 def _keras_callbacks():
     import keras
     class WandbMetricsLogger(keras.callbacks.Callback):
@@ -78,7 +78,7 @@ def _keras_callbacks():
         def _log(self, step, logs):
             rate = self._rate()
             tracking.log({f'{self.kind}/{k}':v for k,v in (logs or {}).items()} | step | ({f'{self.kind}/learning_rate':rate} if rate is not None else {}))
-        def on_epoch_end(self, epoch, logs=None): self._log({'epoch/epoch':epoch}, logs) if not self.every else tracking.log({f'epoch/{k}':v for k,v in (logs or {}).items()}|{'epoch/epoch':epoch})
+        def on_epoch_end(self, epoch, logs=None): self._log({'epoch/epoch':epoch}, logs) if not self.every else tracking.log({f'epoch/{k}':v for k,v in (logs or {}).items()}|{'epoch/epoch':epoch, 'epoch/learning_rate':self._rate()})
         def on_train_batch_end(self, batch, logs=None):
             self.batch += 1
             if self.every and batch%self.every==0: self._log({'batch/batch_step':self.batch-1}, logs)

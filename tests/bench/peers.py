@@ -14,6 +14,8 @@ peers = dict(
     trackio=(['trackio==0.43.0'], False),
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
     accelerate=(['accelerate==1.15.0'], True),
+    # not measured: what logs to W&B by itself, for tests/test_dropin.py
+    libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil'], True),
 )
 
 def folder(): return Path(os.environ.get('MLSTACK_BENCH_DIR') or Path.home()/'.cache'/'mlstack-bench')
