@@ -1674,6 +1674,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlstack/tracking/stand_in.py'),
                                            'mlstack.tracking.stand_in.StandIn.__init__': ( 'tracking/stand_in.html#standin.__init__',
                                                                                            'mlstack/tracking/stand_in.py'),
+                                           'mlstack.tracking.stand_in.StandIn.init': ( 'tracking/stand_in.html#standin.init',
+                                                                                       'mlstack/tracking/stand_in.py'),
                                            'mlstack.tracking.stand_in._Anything': ( 'tracking/stand_in.html#_anything',
                                                                                     'mlstack/tracking/stand_in.py'),
                                            'mlstack.tracking.stand_in._Anything.__getattr__': ( 'tracking/stand_in.html#_anything.__getattr__',

@@ -1,5 +1,5 @@
 """Scripts as W&B users have them, run with `import mlstack.tracking as wandb` and, where the real one works offline, with it too: what both leave behind is compared."""
-import json, math, os, subprocess, sys, time
+import json, math, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -414,7 +414,7 @@ def test_a_filter_is_mongos():
         '$eq': lambda a, b: a == b, '$ne': lambda a, b: a != b}
     for _ in range(2000):
         config = {k: rng.randint(0, 3) for k in 'abc' if rng.random() < .7}
-        def make(depth):
+        def make(depth, config=config):
             if depth and rng.random() < .5:
                 op = rng.choice(['$and', '$or', '$nor'])
                 parts = [make(depth-1) for _ in range(rng.randint(1, 3))]

@@ -38,10 +38,12 @@ def find_run(folder, project, id) -> Record:
     if (path/'meta.json').is_file(): return Record(path)
     raise NotFound(f'there is no run {id!r}', str(path.parent), 'look at the ids of Api().runs(project)')
 
-# %% ../../nbs/tracking/06c_wandb_api.ipynb #c25cc695
+# %% ../../nbs/tracking/06c_wandb_api.ipynb #1d1a97d7
 _states = dict(killed='crashed')
 
-def state_of(record): return _states.get(record.state, record.state)
+def state_of(record):
+    "The state of a run in W&B's words."
+    return _states.get(record.state, record.state)
 
 _named = dict(name=lambda r: r.id, id=lambda r: r.id, display_name=lambda r: r.name, displayName=lambda r: r.name, state=lambda r: [state_of(r),r.state] if r.state in _states else r.state,
     tags=lambda r: list(r.tags), group=lambda r: r.group or None, jobType=lambda r: r.job_type or None, job_type=lambda r: r.job_type or None, notes=lambda r: r.notes or None,
