@@ -10,12 +10,12 @@ __all__ = []
 # %% ../../nbs/tracking/00_tracking.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/tracking/00_tracking.ipynb #e1851f30
+# %% ../../nbs/tracking/00_tracking.ipynb #b3e1ba95
 _where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', use_artifact='.recorder', finish='.recorder', Run='.recorder',
     runs='.query', Runs='.query', Record='.query', undo='.housekeeping', ui='.page', load='.wandb_files', sync='.wandb_sync',
     **dict.fromkeys(('define_metric','alert','watch','unwatch','save','log_model','login','AlertLevel'), '.definitions'),
     **dict.fromkeys(('Image','Table','Histogram','Html','Audio'), '.media'), Artifact='.drafts', Api='.wandb_api', install_as_wandb='.stand_in',
-    **dict.fromkeys(('plot','plot_table','visualize'), '.charts'),
+    **dict.fromkeys(('plot','plot_table','visualize'), '.plots'),
     **dict.fromkeys(('Video','Object3D','Molecule','Plotly','EvalTable','JoinedTable','Classes','Graph','ArtifactTTL','box3d'), '.scenes'),
     **dict.fromkeys('''Settings setup teardown join require attach use_model link_model link_artifact mark_preempting restore log_code pin_config_keys sweep agent controller
         errors Error CommError UsageError termlog termwarn termerror util helper'''.split(), '.wandb_run'))

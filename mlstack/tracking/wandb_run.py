@@ -148,7 +148,7 @@ def _nothing(self, *args, **kw): return None
 for _k in 'define_metric alert watch unwatch log_model use_model link_model link_artifact mark_preempting restore log_code display write_logs status pin_config_keys listen'.split(): setattr(DisabledRun, _k, _nothing)
 DisabledRun.upsert_artifact = DisabledRun.finish_artifact = DisabledRun.log_artifact
 
-# %% ../../nbs/tracking/06d_wandb_run.ipynb #8811c626
+# %% ../../nbs/tracking/06d_wandb_run.ipynb #725c8384
 @of_run
 def use_model(name, run=None) -> str:
     "The path of a model that was logged: its only file, or its folder."
@@ -158,7 +158,14 @@ def use_model(name, run=None) -> str:
 def link_artifact(artifact, target_path, aliases=None, run=None):
     "Make a logged artifact a version of `target_path`, such as `model-registry/digits`, too."
     if hasattr(artifact,'new_file'): artifact = artifact.version_made or run.log_artifact(artifact)
-    return artifact.link(target_path, aliases)
+    linked = artifact.link(target_path, aliases)
+    if artifact.type=='model' and (register := _registry()): register(artifact, target_path.split('/')[-1].partition(':')[0], aliases=[o for o in aliases or () if o!='latest'], force=True, why=f'linked to {target_path}')
+    return linked
+
+def _registry():
+    "The registry of model versions, where the chapter has one."
+    import mlstack.tracking as tracking
+    return getattr(tracking, 'register', None)
 
 @of_run
 def link_model(path, registered_model_name, name=None, aliases=None, run=None):
