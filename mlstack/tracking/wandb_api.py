@@ -8,14 +8,15 @@ Analysis scripts of W&B's ask its server through `wandb.Api()`. Here the same ca
 __all__ = ['NotFound', 'find_run', 'state_of', 'iso', 'field', 'matches', 'Changed', 'rows_of', 'ApiRun', 'plain_summary', 'File',
            'ApiRuns', 'Api', 'Project', 'Collection', 'ArtifactType', 'ApiSweep']
 
-# %% ../../nbs/tracking/06c_wandb_api.ipynb #07235470
+# %% ../../nbs/tracking/06c_wandb_api.ipynb #5a31a1f9
 import fnmatch, json, operator, os, re, time
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-from ..core import MlstackError, provider, settings
+from ..core import MlstackError, new_id, provider, settings
 from . import artifacts as kept
-from .lanes import Lines, plain
+from .facts import event_file
+from .lanes import plain
 from .query import Record, _nested, runs as find
 from .wandb_run import CommError
 
@@ -104,7 +105,7 @@ def matches(record, filters) -> bool:
         elif not _condition(field(record, k), wants): return False
     return True
 
-# %% ../../nbs/tracking/06c_wandb_api.ipynb #614e6ab2
+# %% ../../nbs/tracking/06c_wandb_api.ipynb #275698f3
 class Changed(MutableMapping):
     "A dict with attribute access that remembers what was set; `update()` without arguments keeps it."
     def __init__(self, data, keep): vars(self).update(_data=dict(data), _new={}, _keep=keep)
@@ -263,8 +264,7 @@ class ApiRun:
 
     def _keep_summary(self, new): self._write('summary', v=plain(new), gone=[])
     def _write(self, kind, **fields):
-        from mlstack.core import new_id
-        lines = Lines(self._record.path/'events'/f'{new_id()}.jsonl')
+        lines = event_file(self._record.path, new_id())
         try: lines.add(dict(k=kind, t=time.time(), **fields))
         finally: lines.close()
 
