@@ -1556,6 +1556,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlstack/tracking/recorder.py'),
                                            'mlstack.tracking.recorder._described': ( 'tracking/recorder.html#_described',
                                                                                      'mlstack/tracking/recorder.py'),
+                                           'mlstack.tracking.recorder._dir': ( 'tracking/recorder.html#_dir',
+                                                                               'mlstack/tracking/recorder.py'),
                                            'mlstack.tracking.recorder._elsewhere': ( 'tracking/recorder.html#_elsewhere',
                                                                                      'mlstack/tracking/recorder.py'),
                                            'mlstack.tracking.recorder._exit_of': ( 'tracking/recorder.html#_exit_of',

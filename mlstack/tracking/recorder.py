@@ -248,7 +248,7 @@ class Run:
         self.finish(**_how_it_ended(kind, e))
     def __repr__(self): return f'Run({self.name}, {self.project}/{self.id}, {self.state})'
 
-# %% ../../nbs/tracking/02_recorder.ipynb #90e8f148
+# %% ../../nbs/tracking/02_recorder.ipynb #3a8cb325
 def _how_it_ended(kind, e):
     if kind is None: return {}
     if issubclass(kind, StopTraining): return dict(state='preempted' if 'preempt' in str(e).lower() else 'finished', error=str(e))
@@ -279,7 +279,10 @@ for _k in ('use_model','link_model','link_artifact','mark_preempting','restore',
 Run.step = property(lambda self: self._step, doc='The step that the next log without one takes.')
 Run.start_time = property(lambda self: self._meta['created'], doc='When it was opened, in seconds since 1970.')
 Run.sweep_id = property(lambda self: self._meta.get('sweep','') or None, doc='The sweep it belongs to.')
-Run.dir = property(lambda self: str(self.path/'files'), doc='Where save() copies files to.')
+def _dir(self):
+    (self.path/'files').mkdir(exist_ok=True) # scripts write there
+    return str(self.path/'files')
+Run.dir = property(_dir, doc='A folder of the run for files; save() copies there.')
 Run.url = property(lambda self: self.path.absolute().as_uri(), doc='Its folder; there is no server. mlstack ui shows it.')
 Run.project_url = property(lambda self: self.path.parent.absolute().as_uri(), doc='The folder of its project.')
 Run.sweep_url = property(lambda self: (self.path.parent/'sweeps'/self.sweep_id).absolute().as_uri() if self.sweep_id else None, doc='The folder of its sweep.')
@@ -292,7 +295,7 @@ def _settings_of(self):
     "What W&B's `run.settings` would say of this run."
     from mlstack.tracking.wandb_run import Settings
     return Settings(run_id=self.id, run_name=self.name, project=self.project, run_group=self.group, run_notes=self.notes, run_tags=self.tags, mode='offline', root_dir=str(self.path.parent.parent),
-        sync_dir=str(self.path), files_dir=self.dir, sweep_id=self.sweep_id, resumed=self.resumed, start_time=self.start_time, program=sys.argv[0])
+        sync_dir=str(self.path), files_dir=str(self.path/'files'), sweep_id=self.sweep_id, resumed=self.resumed, start_time=self.start_time, program=sys.argv[0])
 Run.settings = property(_settings_of, doc="W&B's settings, as far as they mean something here.")
 
 for _k,_doc in dict(name='What people call it.', group='Runs that belong together.', notes='Anything about it.', tags='Words to find it by.', job_type='train, eval, …').items():
