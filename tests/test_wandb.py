@@ -436,6 +436,6 @@ def test_what_is_listed_as_accepted_is_accepted(tmp_path):
     with track.init() as run:
         run.log({'t': table, 'i': track.Image(x, **accept('Image')), 'h': track.Html('', **accept('Html'))})
         run.define_metric('x', **accept('Run.define_metric'))
-        assert run.log_artifact(artifact, **accept('Run.log_artifact')).files
+        assert run.log_artifact(artifact, tags=['x']).files
         run.save(tmp_path/'f', **accept('Run.save'))
         run.watch([], **accept('Run.watch'))

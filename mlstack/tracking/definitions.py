@@ -144,11 +144,11 @@ def unwatch(models=None, run=None):
         if models is None or any(model is o for o in models): hook.remove()
     run._watched = [(m,h) for m,h in run._watched if models is not None and not any(m is o for o in models)]
 
-# %% ../../nbs/tracking/02d_definitions.ipynb #a8c200a4
+# %% ../../nbs/tracking/02d_definitions.ipynb #922353e6
 @of_run
 def save(
-    glob_str,       # a path, or a pattern such as "*.pt"
-    base_path=None, # names are kept from here on; default: the file's name
+    glob_str=None,  # a path, or a pattern such as "*.pt"
+    base_path=None, # names are kept from here on; default: here
     policy='live',  # accepted: files are copied now, once
     glob=True,      # False: the name is no pattern
     run=None        # default: the current run
@@ -158,6 +158,8 @@ def save(
     from pathlib import Path
     from shutil import copy2
     kept = []
+    if glob_str is None: return kept # `run.save()`: what older scripts say after they have named their run
+    if base_path is None and not Path(glob_str).is_absolute() and '..' not in Path(glob_str).parts: base_path = '.'
     for o in map(Path, sorted(matching(str(glob_str))) if glob else [glob_str]):
         if not o.is_file(): continue
         name = o.absolute().relative_to(Path(base_path).absolute()) if base_path is not None else o.name

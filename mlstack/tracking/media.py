@@ -304,7 +304,7 @@ def _wav(x, rate):
         f.writeframes(x.astype('<i2').tobytes())
     return out.getvalue()
 
-# %% ../../nbs/tracking/02b_media.ipynb #8c7b4bff
+# %% ../../nbs/tracking/02b_media.ipynb #1f99e6fd
 _kinds = {o.kind: o for o in (Image,Mask,Table,Html,Audio)}
 _elsewhere = {'chart-file':'plots.CustomChart', 'video-file':'scenes.Video', 'object3D-file':'scenes.Object3D', 'molecule-file':'scenes.Molecule'}
 

@@ -71,17 +71,17 @@ class Later:
         "What became of rows that nobody was told about."
         return f'{self.lost} row{"s" if self.lost>1 else ""} could not be stored: {self.error}' if self.error is not None else ''
 
-# %% ../../nbs/tracking/02_recorder.ipynb #7b7c141e
+# %% ../../nbs/tracking/02_recorder.ipynb #10b9b576
 class Run:
     "The record of one execution. `init` makes one; see there."
-    _followers,copying,_defined,_preempting,resumed,starting_step = (),None,{},False,False,0
+    _followers,copying,_defined,_before,_preempting,resumed,starting_step = (),None,{},{},False,False,0
     def __init__(self, path, meta, config, owner, ctx, step=0, surroundings=()):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
         self._listeners,self._origins,self._final,self._alerts,self._watched,self._parts,self.starting_step = (),None,{},{},[],surroundings,step
         self._anew()
         self.config = Config(config, lambda path,v: self._event('config', **(dict(p=path, gone=1) if v is _gone else dict(p=path, v=plain(v)))))
-        self.summary = Summary(self._last, lambda new,gone: self._event('summary', v=new, gone=gone))
+        self.summary = Summary(lambda: self._before|self._last() if self._before else self._last(), lambda new,gone: self._event('summary', v=new, gone=gone))
         self._begin()
 
     def _anew(self):
@@ -253,7 +253,7 @@ class Run:
         self.finish(**_how_it_ended(kind, e))
     def __repr__(self): return f'Run({self.name}, {self.project}/{self.id}, {self.state})'
 
-# %% ../../nbs/tracking/02_recorder.ipynb #90e8f148
+# %% ../../nbs/tracking/02_recorder.ipynb #3a8cb325
 def _how_it_ended(kind, e):
     if kind is None: return {}
     if issubclass(kind, StopTraining): return dict(state='preempted' if 'preempt' in str(e).lower() else 'finished', error=str(e))
@@ -284,7 +284,10 @@ for _k in ('use_model','link_model','link_artifact','mark_preempting','restore',
 Run.step = property(lambda self: self._step, doc='The step that the next log without one takes.')
 Run.start_time = property(lambda self: self._meta['created'], doc='When it was opened, in seconds since 1970.')
 Run.sweep_id = property(lambda self: self._meta.get('sweep','') or None, doc='The sweep it belongs to.')
-Run.dir = property(lambda self: str(self.path/'files'), doc='Where save() copies files to.')
+def _dir(self):
+    (self.path/'files').mkdir(exist_ok=True) # scripts write there
+    return str(self.path/'files')
+Run.dir = property(_dir, doc='A folder of the run for files; save() copies there.')
 Run.url = property(lambda self: self.path.absolute().as_uri(), doc='Its folder; there is no server. mlstack ui shows it.')
 Run.project_url = property(lambda self: self.path.parent.absolute().as_uri(), doc='The folder of its project.')
 Run.sweep_url = property(lambda self: (self.path.parent/'sweeps'/self.sweep_id).absolute().as_uri() if self.sweep_id else None, doc='The folder of its sweep.')
@@ -297,7 +300,7 @@ def _settings_of(self):
     "What W&B's `run.settings` would say of this run."
     from mlstack.tracking.wandb_run import Settings
     return Settings(run_id=self.id, run_name=self.name, project=self.project, run_group=self.group, run_notes=self.notes, run_tags=self.tags, mode='offline', root_dir=str(self.path.parent.parent),
-        sync_dir=str(self.path), files_dir=self.dir, sweep_id=self.sweep_id, resumed=self.resumed, start_time=self.start_time, program=sys.argv[0])
+        sync_dir=str(self.path), files_dir=str(self.path/'files'), sweep_id=self.sweep_id, resumed=self.resumed, start_time=self.start_time, program=sys.argv[0])
 Run.settings = property(_settings_of, doc="W&B's settings, as far as they mean something here.")
 
 for _k,_doc in dict(name='What people call it.', group='Runs that belong together.', notes='Anything about it.', tags='Words to find it by.', job_type='train, eval, …').items():
@@ -460,7 +463,7 @@ def _open_run(project, config, name, group, tags, notes, job_type, id, resume, d
         attach(run, here.sinks, things)
     return run
 
-# %% ../../nbs/tracking/02_recorder.ipynb #c06cc959
+# %% ../../nbs/tracking/02_recorder.ipynb #640dd9bd
 def _rejoin(run, config, ctx, described):
     run.config.setdefaults(as_config(config))
     for k,v in described.items(): setattr(run, k, v) # a trial was opened for the script, which now says what it is called
@@ -476,12 +479,18 @@ def _start_fork(source, step, path, meta, config, ctx, runs, parts):
     run.config.update(as_config(config))
     return run
 
+def _last_values(path):
+    from mlstack.tracking.query import Record
+    last = Record(path).summary
+    return {k:v for k,v in last.items() if k.rpartition('.')[0] not in last} # not `loss.min`, which is worked out again
+
 def _start(path, meta, config, made, facts, ctx, runs, parts, forked=False):
     given = as_config(config)
     over = facts is not None and run_state(facts)[0]!='running' # the one who owned it is gone
     owner = ctx.rank==0 and (made or over or not any(o['start'].get('owner') for o in facts.writers))
     run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _next_step(path, facts) if over else 0, parts)
     run.resumed = over
+    if over: run._before = _last_values(path) # a script that goes on reads what it had reached
     if ctx.trial and facts: run.config.lock(facts.config)
     run.config.setdefaults(given)
     if facts: vars(run.summary)['_set'].update(facts.summary)

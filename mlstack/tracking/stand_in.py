@@ -7,14 +7,14 @@ Changing one import helps in one's own script. `Trainer(report_to="wandb")` impo
 # %% auto #0
 __all__ = ['StandIn', 'Installed', 'install_as_wandb', 'main']
 
-# %% ../../nbs/tracking/06e_stand_in.ipynb #70e56c80
+# %% ../../nbs/tracking/06e_stand_in.ipynb #b70a6623
 import sys
 from types import ModuleType
 
 import mlstack.tracking as tracking
-from ..core import MlstackError
+from ..core import MlstackError, settings
 
-# %% ../../nbs/tracking/06e_stand_in.ipynb #f0bd2052
+# %% ../../nbs/tracking/06e_stand_in.ipynb #d8afe0db
 class StandIn(ModuleType):
     "The chapter under the name wandb."
     __version__,__path__,__file__ = '0.31.0',[],tracking.__file__
@@ -28,10 +28,13 @@ class StandIn(ModuleType):
             if isinstance(e, MlstackError): raise # `wandb.config` while no run is open
             raise AttributeError(f'wandb.{k} is not here: mlstack.tracking stands in for wandb') from None
     def __dir__(self): return [*tracking.__all__,'config','summary']
+    def init(self, *, dir=None, **kw):
+        "As ours; but to a library `dir` is where its own files go (Lightning says `.`): runs go to a folder `runs` there, unless the project says where."
+        return tracking.init(dir=None if dir is None or settings().where['runs']!='default' else f'{dir}/runs', **kw)
 
 def _submodules() -> dict:
     "What frameworks import from inside wandb: module name -> its names."
-    from mlstack.tracking import media, recorder, scenes, wandb_api, wandb_run
+    from mlstack.tracking import media, recorder, wandb_api, wandb_run
     data = {k: getattr(tracking,k) for k in 'Image Table Histogram Html Audio Video Object3D Molecule Plotly EvalTable JoinedTable Classes Graph box3d'.split()}
     errors,run = vars(wandb_run.errors),dict(Run=recorder.Run)
     api = dict(Api=wandb_api.Api, Run=wandb_api.ApiRun, Runs=wandb_api.ApiRuns, Sweep=wandb_api.ApiSweep, File=wandb_api.File)
@@ -60,7 +63,7 @@ class _Lazy(ModuleType):
         if k.startswith('__'): raise AttributeError(k)
         raise AttributeError(f'{self.__name__}.{k} is not here: mlstack.tracking stands in for wandb')
 
-# %% ../../nbs/tracking/06e_stand_in.ipynb #fa69f597
+# %% ../../nbs/tracking/06e_stand_in.ipynb #5deb5fca
 def _keras_callbacks():
     import keras
     class WandbMetricsLogger(keras.callbacks.Callback):
@@ -78,7 +81,7 @@ def _keras_callbacks():
         def _log(self, step, logs):
             rate = self._rate()
             tracking.log({f'{self.kind}/{k}':v for k,v in (logs or {}).items()} | step | ({f'{self.kind}/learning_rate':rate} if rate is not None else {}))
-        def on_epoch_end(self, epoch, logs=None): self._log({'epoch/epoch':epoch}, logs) if not self.every else tracking.log({f'epoch/{k}':v for k,v in (logs or {}).items()}|{'epoch/epoch':epoch})
+        def on_epoch_end(self, epoch, logs=None): self._log({'epoch/epoch':epoch}, logs) if not self.every else tracking.log({f'epoch/{k}':v for k,v in (logs or {}).items()}|{'epoch/epoch':epoch, 'epoch/learning_rate':self._rate()})
         def on_train_batch_end(self, batch, logs=None):
             self.batch += 1
             if self.every and batch%self.every==0: self._log({'batch/batch_step':self.batch-1}, logs)

@@ -8,14 +8,15 @@ Analysis scripts of W&B's ask its server through `wandb.Api()`. Here the same ca
 __all__ = ['NotFound', 'find_run', 'state_of', 'iso', 'field', 'matches', 'Changed', 'rows_of', 'ApiRun', 'plain_summary', 'File',
            'ApiRuns', 'Api', 'Project', 'Collection', 'ArtifactType', 'ApiSweep']
 
-# %% ../../nbs/tracking/06c_wandb_api.ipynb #07235470
+# %% ../../nbs/tracking/06c_wandb_api.ipynb #5a31a1f9
 import fnmatch, json, operator, os, re, time
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-from ..core import MlstackError, provider, settings
+from ..core import MlstackError, new_id, provider, settings
 from . import artifacts as kept
-from .lanes import Lines, plain
+from .facts import event_file
+from .lanes import plain
 from .query import Record, _nested, runs as find
 from .wandb_run import CommError
 
@@ -38,10 +39,12 @@ def find_run(folder, project, id) -> Record:
     if (path/'meta.json').is_file(): return Record(path)
     raise NotFound(f'there is no run {id!r}', str(path.parent), 'look at the ids of Api().runs(project)')
 
-# %% ../../nbs/tracking/06c_wandb_api.ipynb #c25cc695
+# %% ../../nbs/tracking/06c_wandb_api.ipynb #1d1a97d7
 _states = dict(killed='crashed')
 
-def state_of(record): return _states.get(record.state, record.state)
+def state_of(record):
+    "The state of a run in W&B's words."
+    return _states.get(record.state, record.state)
 
 _named = dict(name=lambda r: r.id, id=lambda r: r.id, display_name=lambda r: r.name, displayName=lambda r: r.name, state=lambda r: [state_of(r),r.state] if r.state in _states else r.state,
     tags=lambda r: list(r.tags), group=lambda r: r.group or None, jobType=lambda r: r.job_type or None, job_type=lambda r: r.job_type or None, notes=lambda r: r.notes or None,
@@ -102,7 +105,7 @@ def matches(record, filters) -> bool:
         elif not _condition(field(record, k), wants): return False
     return True
 
-# %% ../../nbs/tracking/06c_wandb_api.ipynb #614e6ab2
+# %% ../../nbs/tracking/06c_wandb_api.ipynb #275698f3
 class Changed(MutableMapping):
     "A dict with attribute access that remembers what was set; `update()` without arguments keeps it."
     def __init__(self, data, keep): vars(self).update(_data=dict(data), _new={}, _keep=keep)
@@ -261,8 +264,7 @@ class ApiRun:
 
     def _keep_summary(self, new): self._write('summary', v=plain(new), gone=[])
     def _write(self, kind, **fields):
-        from mlstack.core import new_id
-        lines = Lines(self._record.path/'events'/f'{new_id()}.jsonl')
+        lines = event_file(self._record.path, new_id())
         try: lines.add(dict(k=kind, t=time.time(), **fields))
         finally: lines.close()
 

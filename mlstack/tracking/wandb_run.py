@@ -23,7 +23,7 @@ from .facts import Config, as_config
 from .recorder import Run, current, of_run
 from .surroundings import wanted
 
-# %% ../../nbs/tracking/06d_wandb_run.ipynb #bae565c9
+# %% ../../nbs/tracking/06d_wandb_run.ipynb #96175044
 class Settings:
     "Settings of the W&B SDK by name; what is not set is None. Those that mean something here count in `init(settings=)`."
     def __init__(self, **kw): vars(self).update(kw)
@@ -66,7 +66,9 @@ def begin(open_run, told, wandb):
     "What `init` does when W&B's arguments or variables say something."
     s = _settings(wandb.get('settings'))
     told = dict(told, config=_config(told['config'], wandb.get('config_exclude_keys'), wandb.get('config_include_keys')))
-    if is_disabled(s, wandb.get('mode')): return DisabledRun(told)
+    if is_disabled(s, wandb.get('mode')):
+        if not (wandb.get('mode') or s.mode): _said('run:', 'WANDB_MODE or WANDB_DISABLED says that nothing is to be recorded', True, False, 34)
+        return DisabledRun(told)
     ctx = context()
     joins = ctx.run and ctx.run not in recorder._published
     for k,(setting,variable) in _means.items():
@@ -100,7 +102,7 @@ def _keep_script(run):
         (run.path/'files'/'code').mkdir(parents=True, exist_ok=True)
         shutil.copy2(script, run.path/'files'/'code'/script.name)
 
-# %% ../../nbs/tracking/06d_wandb_run.ipynb #7e22a6d3
+# %% ../../nbs/tracking/06d_wandb_run.ipynb #5546d3cd
 class DisabledRun(Run):
     "A run that records nothing: every method is there and none leaves a trace."
     disabled,sweep_id,project_url,sweep_url = True,None,None,None
@@ -123,7 +125,9 @@ class DisabledRun(Run):
 
     def log(self, metrics=None, step=None, commit=None, **kw):
         self.summary.update({**(metrics or kw.pop('data',None) or {}), **kw})
-        self._step = max(self._step, int(step)) + (commit is not False) if step is not None else self._step+(commit is not False)
+        if step is None: step = self._step
+        self._step = max(self._step, int(step)+(commit is not False))
+        for fn in self._listeners: fn(self.summary, step)
         if self._stop.reason is not None: raise core.StopTraining(self._stop.reason)
     def finish(self, exit_code=0, state=None, error=''):
         self.state = 'finished'
@@ -145,11 +149,11 @@ class DisabledRun(Run):
     def _repr_html_(self): return repr(self)
 
 def _nothing(self, *args, **kw): return None
-for _k in 'define_metric alert watch unwatch log_model use_model link_model link_artifact mark_preempting restore log_code display write_logs status pin_config_keys listen'.split(): setattr(DisabledRun, _k, _nothing)
+for _k in 'define_metric alert watch unwatch log_model use_model link_model link_artifact mark_preempting restore log_code display write_logs status pin_config_keys'.split(): setattr(DisabledRun, _k, _nothing)
 DisabledRun.upsert_artifact = DisabledRun.finish_artifact = DisabledRun.log_artifact
 DisabledRun.live = lambda self, *names, **kw: None
 
-# %% ../../nbs/tracking/06d_wandb_run.ipynb #8811c626
+# %% ../../nbs/tracking/06d_wandb_run.ipynb #725c8384
 @of_run
 def use_model(name, run=None) -> str:
     "The path of a model that was logged: its only file, or its folder."
@@ -159,7 +163,14 @@ def use_model(name, run=None) -> str:
 def link_artifact(artifact, target_path, aliases=None, run=None):
     "Make a logged artifact a version of `target_path`, such as `model-registry/digits`, too."
     if hasattr(artifact,'new_file'): artifact = artifact.version_made or run.log_artifact(artifact)
-    return artifact.link(target_path, aliases)
+    linked = artifact.link(target_path, aliases)
+    if artifact.type=='model' and (register := _registry()): register(artifact, target_path.split('/')[-1].partition(':')[0], aliases=[o for o in aliases or () if o!='latest'], force=True, why=f'linked to {target_path}')
+    return linked
+
+def _registry():
+    "The registry of model versions, where the chapter has one."
+    import mlstack.tracking as tracking
+    return getattr(tracking, 'register', None)
 
 @of_run
 def link_model(path, registered_model_name, name=None, aliases=None, run=None):

@@ -37,7 +37,7 @@ def wandb_rows(record):
         rows[step] = (step,max(at,known[1]),known[2]|row) if known else (step,at,row)
     return [rows[o] for o in sorted(rows)],False
 
-# %% ../../nbs/tracking/06a_wandb_sync.ipynb #5886b50f
+# %% ../../nbs/tracking/06a_wandb_sync.ipynb #b4c12650
 _who = [f'WANDB_{k}' for k in 'RUN_ID NAME PROJECT RUN_GROUP JOB_TYPE TAGS NOTES RESUME SWEEP_ID MODE SERVICE DISABLED'.split()]
 
 def _settings(wandb, record):
@@ -63,12 +63,19 @@ def as_wandb(wandb, v, run): # the folder of the run
     if kind=='histogram' and 'bins' in v: return wandb.Histogram(np_histogram=(v['values'],v['bins']))
     path = Path(run)/str(v.get('path','')) if kind else None
     if path is None or not path.is_file(): return v
-    if kind=='image-file': return wandb.Image(str(path), caption=v.get('caption'))
+    if kind=='image-file': return wandb.Image(str(path), caption=v.get('caption'), boxes=_numbered(v.get('boxes')), classes=v.get('classes'), masks=_numbered({k: dict(o, path=str(Path(run)/o['path'])) for k,o in v.get('masks',{}).items()}))
     if kind=='audio-file': return wandb.Audio(str(path), caption=v.get('caption'))
     if kind=='html-file': return wandb.Html(path.read_text(), inject=False, data_is_not_path=True)
+    if kind=='chart-file': return wandb.plot_table(v['spec'], as_wandb(wandb, v['table'], run), v['fields'], v.get('strings'))
+    if kind=='video-file': return wandb.Video(str(path), caption=v.get('caption'))
+    if kind in ('object3D-file','molecule-file'): return (wandb.Object3D if kind[0]=='o' else wandb.Molecule)(str(path), caption=v.get('caption'))
     if kind!='table-file': return v
     told = json.loads(path.read_bytes())
     return wandb.Table(columns=told['columns'], data=[[as_wandb(wandb, c, run) for c in row] for row in told['data']], allow_mixed_types=True)
+
+def _numbered(parts):
+    "Boxes or masks with the numbers of their classes as numbers again, which JSON has made texts of."
+    return {k: {a:o[a] for a in ('box_data','path') if a in o}|dict(class_labels={int(i):n for i,n in o.get('class_labels',{}).items()}) for k,o in (parts or {}).items()} or None
 
 def replay(
     path, # the folder of one of our runs

@@ -17,6 +17,8 @@ peers = dict(
     tables=(['pyarrow==26.0.1', 'openpyxl==3.1.5', 'numpy', 'pandas'], False),  # of the tests: Parquet and spreadsheets
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
     accelerate=(['accelerate==1.15.0'], True),
+    # not measured: what logs to W&B by itself, for tests/test_dropin.py
+    libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil'], True),
 )
 
 def folder(): return Path(os.environ.get('MLSTACK_BENCH_DIR') or Path.home()/'.cache'/'mlstack-bench')
