@@ -1738,6 +1738,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlstack/tracking/run_views.py'),
                                             'mlstack.tracking.run_views.TableFile.update': ( 'tracking/run_views.html#tablefile.update',
                                                                                              'mlstack/tracking/run_views.py'),
+                                            'mlstack.tracking.run_views._changed': ( 'tracking/run_views.html#_changed',
+                                                                                     'mlstack/tracking/run_views.py'),
                                             'mlstack.tracking.run_views._file': ( 'tracking/run_views.html#_file',
                                                                                   'mlstack/tracking/run_views.py'),
                                             'mlstack.tracking.run_views._pick': ( 'tracking/run_views.html#_pick',

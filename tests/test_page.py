@@ -147,7 +147,7 @@ def test_a_phone_and_the_dark(chromium, page):
     silent(phone)
 
 
-OPEN = "document.querySelector('#drawer.open h1, #one:not([hidden]) h1')"  # the name of the run that is open
+OPEN = "document.querySelector('#one:not([hidden]) h1, #one:not([hidden]) h1')"  # the name of the run that is open
 
 
 @pytest.fixture(scope='module')

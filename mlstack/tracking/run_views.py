@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'PARTS', 'RUN_ROUTES', 'cut', 'finite', 'kind_of', 'overview
            'media_steps', 'media_at', 'cut_item', 'histograms', 'media_file', 'send_file', 'TableFile', 'table_page',
            'ConsoleLog', 'console_page', 'part', 'cut_values', 'record_of', 'change']
 
-# %% ../../nbs/tracking/05a_run_views.ipynb #5a42d052
+# %% ../../nbs/tracking/05a_run_views.ipynb #18d3a446
 import json, re
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +19,7 @@ from urllib.parse import quote
 from .guarding import Refused, file_policy
 from .housekeeping import describe, remove_run, undo
 from .lanes import flat
-from .query import _steady
+from .query import Record, _steady
 from .surroundings import console_lines, read_system
 
 # %% ../../nbs/tracking/05a_run_views.ipynb #a7b5d2b6
@@ -228,7 +228,7 @@ def console_page(record, first=0, n=500, find=''):
         out |= dict(found=found[:20_000], hits=len(found))
     return out
 
-# %% ../../nbs/tracking/05a_run_views.ipynb #295e4e47
+# %% ../../nbs/tracking/05a_run_views.ipynb #8dfb3e69
 PARTS = dict(code='code.json', environment='env.json', notebook='notebook.json', console='console') # and the files that say whether they are there
 
 def part(record, name):
@@ -241,12 +241,16 @@ def part(record, name):
 def cut_values(d, most=20_000): return finite({k: [cut(o,most) for o in v] if isinstance(v,list) else cut(v,most) for k,v in d.items()})
 
 def record_of(handler, ask):
-    "The run that is asked for, if it is still there."
-    board = handler.server.board
-    with board.lock: board.refresh()
-    record = board.record(ask['id'])
-    if not (record.path/'meta.json').exists(): raise Refused(404, 'this run is not here any more')
-    return record
+    "The run that is asked for, if it is still there; its curves can be asked for from now on."
+    board,(project,_,id) = handler.server.board,str(ask['id']).partition('/')
+    if any(not o or o[0]=='.' or set(o)&set('/\\\0') for o in (project,id)): raise Refused(404, 'a run is called project/id')
+    path = board.folder/project/id
+    if not (path/'meta.json').is_file(): raise Refused(404, 'this run is not here any more')
+    with board.lock:
+        if ask['id'] not in board.ids: board._look(path, None)
+    return Record(path)
+
+def _changed(handler): handler.server.board.due = 0 # it looks again at once
 
 def change(handler, ask):
     "Set name, notes, group or tags of a run."
@@ -257,17 +261,17 @@ def change(handler, ask):
     if not what.get('name','x').strip(): raise Refused(400, 'a name has letters')
     if 'tags' in what: what['tags'] = list(dict.fromkeys(o.strip() for o in what['tags']))
     describe(record.path, **what)
-    handler.server.board.at = 0 # look again at once
+    _changed(handler)
     return overview(record_of(handler,ask))
 
 def _remove(handler, ask):
     record = record_of(handler,ask)
     remove_run(record.path)
-    handler.server.board.at = 0
+    _changed(handler)
     return dict(removed=record.id)
 
 def _undo(handler, ask):
-    handler.server.board.at = 0
+    _changed(handler)
     return dict(back=undo(str(ask['run']), handler.server.board.folder))
 
 def _pick(ask, *names): return {k:ask[k] for k in names if k in ask}

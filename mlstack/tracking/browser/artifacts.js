@@ -97,7 +97,7 @@ function paintModels() {
   })
 }
 function modelParts(m, now) {
-  const names = [...new Set(m.versions.flatMap(v => Object.keys(v.metrics)))].slice(0,4), card = el('div','', el('p','sub','…'))
+  const names = [...new Set(m.versions.flatMap(v => Object.keys(v.metrics)))].sort(byInterest).slice(0,4), card = el('div','', el('p','sub','…'))
   const row = v => { const tr = el('tr', v == now ? 'on' : '', el('td','', press(v.name, () => showModel(m.name, v.name))), el('td','', chips(v.aliases), v.state == 'archived' ? el('span','sub',' archived') : null), ...names.map(k => el('td','number', num(v.metrics[k]))), el('td','', v.run?.id ? runLink(v.run.project+'/'+v.run.id) : el('span','sub','nobody knows')), el('td','sub', since(v.created)))
     tr.onclick = e => { if (!e.target.closest('button')) showModel(m.name, v.name) }; return tr }
   get('api/model', {name:m.name, version:now.name}).then(d => card.replaceChildren(el('div','panels', ...d.parts.map(([head,body]) => panel(head, typeof body == 'string' ? el('div','card-text', body) : facts(Object.fromEntries(body), 30)))), el('h2','over','Where it came from'), lineageGraph(d.lineage)), e => card.replaceChildren(el('div','banner bad', e.message)))

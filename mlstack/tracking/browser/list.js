@@ -100,12 +100,13 @@ keep('group', () => S.group, v => { if (v != S.group) tints.clear(); S.group = v
 keep('folded', () => packed(S.folded), v => { S.folded = new Set(unpacked(v)) })
 
 // what there is to choose from
-function metricNames() { // those to look at first come first
+const dull = k => /^_?(global_?)?(epoch|step|steps|iter|iteration|lr|learning_rate|seconds|time)$/i.test(k.split('/').pop()) ? 1 : 0
+const telling = k => /loss|acc|err|f1|auc|score|perplexity|ppl|reward|mse|mae/i.test(k) ? 0 : 1, held = k => /val|test|eval/i.test(k) ? 0 : 1
+const byInterest = (a, b) => dull(a)-dull(b) || telling(a)-telling(b) || held(a)-held(b) || (a < b ? -1 : 1) // those to look at first come first
+function metricNames() {
   const count = new Map()
   for (const id of S.order) { const r = S.runs.get(id); if (r) for (const k of r.metrics) count.set(k,(count.get(k)||0)+1) }
-  const dull = k => /^_?(global_?)?(epoch|step|steps|iter|iteration|lr|learning_rate|seconds|time)$/i.test(k.split('/').pop()) ? 1 : 0
-  const told = k => /loss|acc|err|f1|auc|score|perplexity|ppl|reward|mse|mae/i.test(k) ? 0 : 1, held = k => /val|test|eval/i.test(k) ? 0 : 1
-  return [...count.keys()].sort((a,b) => dull(a)-dull(b) || told(a)-told(b) || held(a)-held(b) || (a < b ? -1 : 1))
+  return [...count.keys()].sort(byInterest)
 }
 function spread(part) { // for each key how many runs have it and whether its values differ
   const seen = new Map(); let n = 0

@@ -52,7 +52,7 @@ function cell(v, run) {
 // histograms over steps: brighter is more; the one under the pointer is drawn below
 class Heat {
   constructor(run, name) {
-    Object.assign(this, {run, name, at:-1}); this.map = el('canvas','heat'); this.bars = el('canvas','bars'); this.info = el('div','sub heat-info'); this.low = el('span'); this.high = el('span'); this.first = el('span'); this.last = el('span')
+    Object.assign(this, {run, name, at:-1}); this.map = el('canvas','heat'); this.bars = el('canvas','heat-bars'); this.info = el('div','sub heat-info'); this.low = el('span'); this.high = el('span'); this.first = el('span'); this.last = el('span')
     this.box = el('div','heatbox', el('div','heat-y', this.high, this.low), this.map, el('div','heat-x', this.first, this.last), this.bars, this.info)
     const point = e => { if (!this.d) return; const r = this.map.getBoundingClientRect(); this.at = Math.max(0, Math.min(this.d.steps.length-1, Math.floor((e.clientX-r.left)/r.width*this.d.steps.length))); this.paint() }
     this.map.onpointermove = this.map.onpointerdown = point
