@@ -25,7 +25,7 @@ from .lanes import flat
 from .query import Record, parse_query, run_folders
 from .run_views import RUN_ROUTES, cut, finite, kind_of
 
-# %% ../../nbs/tracking/05_page.ipynb #609b1973
+# %% ../../nbs/tracking/05_page.ipynb #85bec510
 def run_row(record) -> dict:
     "What the list shows of a run."
     metrics = sorted({k for lane in record.lanes for k in lane.keys})
@@ -47,16 +47,18 @@ class Board:
         self.reading = threading.Lock()
         self.left,self.due,self.ids,self.curves,self.held = 0,0,{},OrderedDict(),0
 
-    def refresh(self, patience=.4):
+    def refresh(self, patience=None):
         "Look at the folder again, unless that was just done; of what is new as much as can be read within `patience` seconds."
         start = time.monotonic()
         if start<self.due: return
-        self.order,self.left = [],0
-        for path in run_folders(self.folder):
+        paths,first,self.order = run_folders(self.folder),self.left,[]
+        begin,self.left = time.monotonic(),0
+        if patience is None: patience = 1.5 if self.seen else .4 # something to look at comes first
+        for path in paths:
             known = self.seen.get(path)
-            if known is None and time.monotonic()>start+patience: self.left += 1; continue
+            if known is None and time.monotonic()>begin+patience: self.left += 1; continue
             try:
-                if known is None or known[0].state=='running' or known[1]!=_sign(path): self._look(path, known)
+                if known is None or not first and (known[0].state=='running' or known[1]!=_sign(path)): self._look(path, known)
             except (MlstackError,OSError): continue # named by `runs()`; a page has nobody to tell
             self.order.append(path)
         end = time.monotonic()

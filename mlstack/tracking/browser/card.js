@@ -11,18 +11,20 @@ class Card {
     this.more = button('⤢','corner',() => fullCard() == this ? unfull() : full(k),'full screen'); this.more.setAttribute('aria-label','full screen')
     this.box = el('section','card', el('h2','',el('span','',k),this.info,this.more), this.plot, this.below); this.box.card = this; this.box.querySelector('h2').title = k
     sight.observe(this.box)
-    this.sized = new ResizeObserver(() => this.u && this.plot.clientWidth && this.u.setSize(this.size())); this.sized.observe(this.plot)
+    this.sized = new ResizeObserver(() => this.resized()); this.sized.observe(this.plot)
   }
+  resized() { if (!this.u || !this.plot.clientWidth) return; this.u.setSize(this.size()); this.want() }
   remove() { sight.unobserve(this.box); this.sized.disconnect(); this.u?.destroy(); this.u = null; this.box.remove() }
   size() { return {width:this.plot.clientWidth || 380, height:this.plot.clientHeight || 230} }
 
   // which axis: the step unless chosen otherwise, or what define_metric told
   axis() { if (S.axis != 'step') return S.axis; for (const id of this.ids()) { const x = S.runs.get(id)?.axes[this.k]; if (x) return x } return 'step' }
   zoom() { return S.zoom?.axis == this.axis() ? S.zoom : null }
+  buckets() { return Math.min(2000, 250*Math.ceil(this.size().width*(devicePixelRatio || 1)/250)) } // one for each pixel, in steps
   logx() { return S.logx && this.axis() != 'time' }
 
   want() {
-    this.stamp = JSON.stringify([this.ids().map(id => [id, S.runs.get(id)?.points]), this.axis(), this.zoom(), this.logx()])
+    this.stamp = JSON.stringify([this.ids().map(id => [id, S.runs.get(id)?.points]), this.axis(), this.zoom(), this.logx(), this.buckets()])
     if (this.visible) this.load()
     const look = JSON.stringify([S.group, S.band, this.ids().map(tint)])
     if (this.data && this.look != look && this.have == this.stamp) this.rebuild()
@@ -33,7 +35,7 @@ class Card {
     this.busy = true
     const stamp = this.stamp, zoom = this.zoom(), x = this.axis()
     try {
-      const data = unpack(await ask('api/curves', {runs:this.ids(), metric:this.k, x, low:zoom?.low ?? null, high:zoom?.high ?? null, log:this.logx()}))
+      const data = unpack(await ask('api/curves', {runs:this.ids(), metric:this.k, x, low:zoom?.low ?? null, high:zoom?.high ?? null, log:this.logx(), n:this.buckets()}))
       this.data = Object.assign(data, {axis:x, logx:this.logx()}); this.have = stamp; this.rebuild()
     } catch (e) { this.info.textContent = e instanceof TypeError ? 'not connected' : e.message }
     this.busy = false
@@ -48,10 +50,16 @@ class Card {
     this.info.textContent = (banded ? many(drawn.lines.length,'group')+', ' : '')+many(d.runs.length,'run')+(d.exact ? '' : ', '+d.points.toLocaleString('en')+' points')
     this.below.textContent = d.bad.some(n => n) ? many(d.bad.filter(n => n).length,'run')+' with values that are NaN or infinite, marked at the foot' : ''
     this.rug = d.bad.some(n => n) ? d.rows.map((row,i) => d.bad[i] ? [tint(d.runs[i]), places(row)] : null).filter(Boolean) : []
-    this.u?.destroy(); this.u = new uPlot(chartOptions(this, d, drawn), drawn.data, this.plot)
-    this.u.over.ondblclick = reset; this.u.over.onmouseleave = hush
+    this.paint(d, drawn)
     if (S.hover) this.focus(S.hover)
     this.box.dataset.drawn = d.runs.length
+  }
+  paint(d, drawn) { // with new points alone the plot can stay, which is half the time of a zoom
+    const kind = JSON.stringify([drawn.lines.map((o,i) => [o.colour, o.width, few(drawn.data[i+1])]), d.axis, d.logx, S.log, document.documentElement.dataset.theme])
+    if (this.u && kind == this.kind) return this.u.setData(drawn.data)
+    this.kind = kind
+    this.u?.destroy(); this.u = new uPlot(chartOptions(this, d, drawn), drawn.data, this.plot)
+    this.u.over.ondblclick = reset; this.u.over.onmouseleave = hush
   }
   near(u) { // the line by the cursor and where it has a value there
     const i = this.focused, at = u.cursor.idx, line = i ? this.lines[i-1] : null
@@ -96,7 +104,7 @@ function nearest(row, j) { for (let d = 0; d < 60; d++) { if (row[j-d] != null) 
 
 // a line for each run; where there are few, what was smoothed stays faintly behind
 function linesOf(d, rows, smooth) {
-  const faint = smooth != rows && rows.length <= 12, of = i => ({id:d.runs[i], name:S.runs.get(d.runs[i])?.name ?? d.runs[i], group:S.group && S.runs.has(d.runs[i]) ? groupKey(S.runs.get(d.runs[i])) : undefined, colour:tint(d.runs[i]), width:1.6})
+  const faint = smooth != rows && rows.length <= 12, of = i => ({id:d.runs[i], name:S.runs.get(d.runs[i])?.name ?? d.runs[i], group:S.group && S.runs.has(d.runs[i]) ? groupKey(S.runs.get(d.runs[i])) : undefined, colour:tint(d.runs[i]), width:d.runs.length > 40 ? 1 : 1.6})
   const lines = d.runs.map((id,i) => of(i)), behind = faint ? lines.map(o => ({colour:o.colour+'40', width:1})) : []
   return {data:[d.x, ...(faint ? rows : []), ...smooth], lines:[...behind, ...lines]}
 }
@@ -159,8 +167,9 @@ function yRange(u, low, high) {
   return [low-edge, high+edge]
 }
 const logRange = (u, low, high) => !(low > 0) ? [1,10] : low == high ? [low/2,high*2] : [low,high] // uPlot never ends with a log axis from 0
+function few(row) { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true } // these are drawn as points too
 function chartOptions(card, d, {lines, data}) {
-  const few = row => { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true }, alpha = lines.length > 40 ? .6 : 1
+  const alpha = lines.length > 40 ? .6 : 1
   const series = lines.map((o,i) => ({stroke:o.colour, width:o.width, alpha, points:{show:!!o.name && few(data[i+1]), size:6, fill:o.colour}, pxAlign:0}))
   const axis = {stroke:css('--faint'), grid:{stroke:css('--grid'), width:1}, ticks:{show:false}, font:'11px ui-sans-serif,system-ui,sans-serif'}, text = axisText[d.axis] || num
   const named = d.axis != 'step' && !axisNames[d.axis] // another metric as the axis is named
