@@ -75,7 +75,7 @@ class Answer:
 
 def ask(page, path, method='GET', body=None, **headers):
     "One request with exactly these headers; path as it is, without any tidying."
-    host, port = '127.0.0.1', page.server.server_address[1]
+    host, port = page.server.server_address
     c = http.client.HTTPConnection(host, port, timeout=20)
     headers = {k.replace('_', '-'): v for k, v in headers.items()}
     c.putrequest(method, path, skip_host='Host' in headers, skip_accept_encoding=True)
@@ -289,7 +289,7 @@ def test_promote_through_the_page(page, folder):
 # Other machines, proxies, notebooks
 
 def test_open_to_others_everything_needs_the_token(folder):
-    page = track.ui(port=0, block=False, dir=folder, host='0.0.0.0')
+    page = track.ui(port=0, block=False, dir=folder, host='127.0.0.2')  # any address but 127.0.0.1 is for others
     try:
         token = page.url.partition('?token=')[2]
         for path in ('/', '/api/runs', '/api/runs?token='+token, '/?token=wrong', '/?token='): assert ask(page, path, Host='127.0.0.1').status == 403
