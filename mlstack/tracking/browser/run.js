@@ -42,7 +42,7 @@ const backButton = () => { const b = press('‹ runs', closeRun, 'back'); b.titl
 function paintHead() {
   const r = one.run, box = oneBox.querySelector('.onehead')
   if (box.contains(document.activeElement) && document.activeElement.matches('input')) return // somebody is typing a name
-  const sub = el('div','sub', r.id, ' · ', date(r.created), ' · ', span(r.seconds), r.points ? ' · '+r.points.toLocaleString('en')+' rows' : '')
+  const sub = el('div','sub', r.id, ' · ', date(r.created), ' · ', span(r.seconds), r.points ? ' · '+many(r.points,'row') : '')
   const remove = press('remove', () => confirmIn(remove, 'Move this run to the trash?', 'remove', removeRun), 'link danger'); remove.hidden = r.state == 'running'
   const title = el('h1','', editable(r.name, {label:'name', save:name => describe({name})}))
   box.replaceChildren(backButton(), el('div','onetitle', el('div','', title, el('span','state '+r.state, r.state)), sub), remove)
@@ -83,7 +83,7 @@ function editable(text, {label, save, long, empty}) {
 function tagEditor(run) {
   const box = el('div','tags'), add = Object.assign(el('input','addtag'), {placeholder:'+ tag', ariaLabel:'add a tag', maxLength:200})
   for (const t of run.tags) { const x = press('×', () => describe({tags:run.tags.filter(o => o != t)}), 'x'); x.setAttribute('aria-label','remove the tag '+t); box.append(el('span','tag', el('span','',t), x)) }
-  add.onkeydown = e => { e.stopPropagation(); if (e.key == 'Enter' && add.value.trim()) describe({tags:[...run.tags, add.value.trim()]}) }
+  add.onkeydown = e => { e.stopPropagation(); if (e.key == 'Enter' && add.value.trim()) { add.blur(); describe({tags:[...run.tags, add.value.trim()]}).then(() => oneBox.querySelector('.addtag')?.focus()) } }
   box.append(add); return box
 }
 function confirmIn(place, question, yes, fn) { // in the page: a frame may not open dialogs
@@ -115,17 +115,18 @@ const runLink = id => { const b = press(S.runs.get(id)?.name || id, () => openRu
 
 runTabs.push({name:'overview', title:'Overview', has:() => true, open(box, run) {
   const paint = r => {
-    if (box.contains(document.activeElement) && document.activeElement.matches('input,textarea')) return
+    const typing = box.contains(document.activeElement) ? document.activeElement : null; if (typing?.matches('.edit') || typing?.value) return
     const origin = {command:r.command, host:r.host, folder:r.path, processes:r.processes > 1 ? r.processes : '', 'job type':r.job_type, sweep:r.sweep, trial:r.trial, parent:r.parent, 'forked from':r.forked ? said(r.forked) : ''}
     box.replaceChildren(...[
       r.error ? el('div','banner bad mono', r.error) : null, ...r.problems.map(p => el('div','banner warn', p)),
-      ...r.alerts.slice(-20).reverse().map(a => el('div','banner '+({ERROR:'bad',WARN:'warn'}[a.level]||'info'), el('b','',a.title), ' ', longText(a.text||''), el('span','sub',' '+date(a.t)))),
+      ...r.alerts.slice(-20).reverse().map(a => el('div','banner '+({ERROR:'bad',WARN:'warn'}[a.level]||'info'), el('span','', el('b','',longText(a.title, 200)), ' ', longText(a.text||'')), el('span','sub',date(a.t)))),
       el('div','panels',
         panel('Summary', Object.keys(r.summary).length ? facts(r.summary) : el('p','sub','Nothing was logged yet.')),
         panel('Config', Object.keys(r.config).length ? facts(r.config) : el('p','sub','This run has no config.')),
         panel('Notes', editable(r.notes, {label:'notes', long:true, empty:'Click to write what this run was for.', save:notes => describe({notes})}),
           el('h2','','Tags'), tagEditor(r), el('h2','','Group'), editable(r.group, {label:'group', empty:'none', save:group => describe({group})})),
         panel('Origin', facts(origin)))].filter(Boolean))
+    if (typing?.matches('.addtag')) box.querySelector('.addtag').focus()
   }
   paint(run); return {update:paint}
 }})
