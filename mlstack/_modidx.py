@@ -1741,6 +1741,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlstack/tracking/tensorboard.py'),
                                               'mlstack.tracking.tensorboard._whole': ( 'tracking/tensorboard.html#_whole',
                                                                                        'mlstack/tracking/tensorboard.py'),
+                                              'mlstack.tracking.tensorboard._whole_or_nothing': ( 'tracking/tensorboard.html#_whole_or_nothing',
+                                                                                                  'mlstack/tracking/tensorboard.py'),
                                               'mlstack.tracking.tensorboard._width': ( 'tracking/tensorboard.html#_width',
                                                                                        'mlstack/tracking/tensorboard.py'),
                                               'mlstack.tracking.tensorboard._zeros': ( 'tracking/tensorboard.html#_zeros',

@@ -113,6 +113,17 @@ def test_the_real_reader_finds_the_rest(copied):
     assert text('note') == ['hello *é*'] and text('table') == ['| a | b |\n|---|---|\n| 1 | x\\|y |\n| None | z  |'] and text('list') == ['[1, 2]']
     assert 'page' not in str(theirs.Tags())
 
+def test_what_cannot_be_shown_holds_nothing_up(tmp_path):
+    "A picture whose file is gone, values that only look like media: left out and named, the rest is there."
+    run = track.init(surroundings=False)
+    run.log({'img': track.Image(np.zeros((2, 2))), 'x': 1.})
+    run.log({'a': {'_type': 'image-file'}, 'b': {'_type': 'histogram', 'values': ['x'], 'bins': [1]}, 'c': {'_type': 'table-file', 'path': 'no'}, 'd': {'_type': 'audio-file', 'path': 'meta.json'}, 'e': {'_type': 'new'}, 'y': 2.})
+    run.log({'h': {'_type': 'histogram', 'values': [], 'bins': []}, 'f': {}, 'g': [], 's': '\ud800', 'z': 3.})
+    run.finish()
+    for o in (run.path/'media').iterdir(): o.unlink()
+    theirs = accumulator(track.sync(run, to=f'tensorboard:{tmp_path}/logs')[0])
+    assert [theirs.Scalars(k)[0].value for k in 'xyz'] == [1., 2., 3.] and not theirs.Tags()['images'] and 'g' in theirs.Tags()['tensors']
+
 def test_hparams_in_its_own_messages(copied):
     from tensorboard.plugins.hparams import metadata
     theirs = accumulator(copied[1])

@@ -11,8 +11,8 @@ __all__ = ['DEEPEST', 'READER', 'crc32c', 'framed', 'records', 'field', 'event',
            'summary_of', 'started', 'ended', 'TensorBoardSink', 'tensor', 'Events', 'event_folders', 'import_folder',
            'fits', 'load_all']
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #a0ee92d6
-import io, json, os, re, struct, time, warnings
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #aaed70c6
+import io, json, os, re, struct, sys, time, warnings
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -120,7 +120,7 @@ def _checked(data, found, name, start, problems):
         if data[b:b+4]==c.to_bytes(4,'little'): yield content
         else: problems.append(f'{name} is damaged at byte {start+a-12:,}: this record was left out')
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #e7e1b973
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #995bc070
 def _varint(n):
     out = bytearray()
     while n>127:
@@ -150,7 +150,7 @@ def scalars(row) -> bytes:
     "Numbers by name."
     shape,before = _shape(tuple(row))
     try: return shape.pack(*[o for pair in zip(before,row.values()) for o in pair])
-    except OverflowError: return shape.pack(*[o for pair in zip(before,map(_rounded,row.values())) for o in pair])
+    except (OverflowError,struct.error): return shape.pack(*[o for pair in zip(before,map(_rounded,row.values())) for o in pair])
 
 def _rounded(v):
     "What 32 bits make of a number that may be too large for them."
@@ -176,7 +176,7 @@ def histogram(counts, edges) -> bytes:
     packed = lambda o: struct.pack(f'<{len(o)}d',*o)
     return b''.join(field(i,v) for i,v in enumerate(about,1))+field(6,packed(edges))+field(7,packed([0,*counts]))
 
-# %% ../../nbs/tracking/07a_tensorboard.ipynb #4826f2cd
+# %% ../../nbs/tracking/07a_tensorboard.ipynb #781a42cf
 def _picture(v, run): return v.get('width',0),v.get('height',0),(run/v['path']).read_bytes()
 
 def _sound(v, run):
@@ -211,7 +211,13 @@ def summary_of(row, run) -> bytes:
     "A row as the values of an event."
     numbers = {k:v for k,v in row.items() if isinstance(v,(int,float))}
     if len(numbers)==len(row): return scalars(row)
-    return (scalars(numbers) if numbers else b'')+b''.join(_other(k, v, run) for k,v in row.items() if k not in numbers)
+    return (scalars(numbers) if numbers else b'')+b''.join(_whole_or_nothing(k, v, run) for k,v in row.items() if k not in numbers)
+
+def _whole_or_nothing(tag, v, run):
+    try: return _other(tag, v, run)
+    except (OSError,ValueError,KeyError,TypeError,ZeroDivisionError,IndexError,struct.error) as e: # a file that is gone, a table that is damaged
+        print(f'{tag!r} was left out: {type(e).__name__}: {e}', file=sys.stderr, flush=True)
+        return b''
 
 # %% ../../nbs/tracking/07a_tensorboard.ipynb #46a21147
 _STARTED,_ENDED,_OURS = '_hparams_/session_start_info','_hparams_/session_end_info','_mlstack_/run'
