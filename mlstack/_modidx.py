@@ -23,6 +23,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlstack.cli.portrait': ('cli.html#portrait', 'mlstack/cli.py'),
                              'mlstack.cli.remove': ('cli.html#remove', 'mlstack/cli.py'),
                              'mlstack.cli.show_run': ('cli.html#show_run', 'mlstack/cli.py'),
+                             'mlstack.cli.sync_runs': ('cli.html#sync_runs', 'mlstack/cli.py'),
                              'mlstack.cli.tag_runs': ('cli.html#tag_runs', 'mlstack/cli.py'),
                              'mlstack.cli.ui': ('cli.html#ui', 'mlstack/cli.py')},
             'mlstack.core': { 'mlstack.core.Context': ('core.html#context', 'mlstack/core.py'),
