@@ -141,7 +141,7 @@ def portrait(record):
         notes=record.notes, host=record.host, command=record.command, code=(code.get('commit') or '')[:12]+(' + changes' if code.get('dirty') else ''),
         **{'forked from': f'{record.forked["run"]} at step {record.forked["step"]}'} if record.forked else {},
         made=[f'{o["name"]}:{o["version"]}' for o in record.artifacts], used=[f'{o["name"]}:{o["version"]}' for o in record.used],
-        copies=[f'{o["to"]} {o["state"]}'+(f' ({o["error"]})' if o['error'] else '') for o in copies(record)])
+        copies=[f'{o["state"]}: {o["to"]}'+(f' ({o["error"]})' if o['error'] else '') for o in copies(record)])
     rows = [['',k,v,''] for k,v in facts.items() if v not in ('',(),[],None)]
     rows += [['' if i else 'config',k,v,''] for i,(k,v) in enumerate(flat(record.config).items())]
     rows += [['' if i else 'summary',k,v,Spark(_numbers(record,k))] for i,(k,v) in enumerate(record.summary.items())]

@@ -11,7 +11,7 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError
-from mlstack.tracking import tensorboard as tb
+from mlstack.tracking import tensorboard as tb, tensorboard_sync
 from mlstack.tracking.columns import compact
 from mlstack.tracking.recorder import nice_name
 
@@ -323,7 +323,7 @@ def test_records_of_nonsense(tmp_path):
     good = tb.event(1.7e9, 1, tb.scalars({'x': 1.}))
     contents = [rng.randbytes(rng.randrange(60)) for _ in range(300)]
     for _ in range(600):  # messages with a byte changed
-        o = bytearray(rng.choice([good, tb.event(1.7e9, 2, tb.value('h', 5, tb.histogram([1, 2], [0, 1, 2.]))), tb.event(1.7e9, 3, tb.value('t', 8, tb.strings(['a']), 'text')), tb.event(1.7e9, 0, tb.started(dict(a=1, b='x'), 1.7e9))]))
+        o = bytearray(rng.choice([good, tb.event(1.7e9, 2, tb.value('h', 5, tensorboard_sync.histogram([1, 2], [0, 1, 2.]))), tb.event(1.7e9, 3, tb.value('t', 8, tb.strings(['a']), 'text')), tb.event(1.7e9, 0, tensorboard_sync.started(dict(a=1, b='x'), 1.7e9))]))
         o[rng.randrange(len(o))] ^= 1 << rng.randrange(8)
         contents.append(bytes(o))
     (tmp_path/'events.out.tfevents.1').write_bytes(tb.framed([good, *contents, good]))

@@ -18,7 +18,7 @@ from zlib import crc32
 
 from ..core import MlstackError, write_file
 
-# %% ../../nbs/tracking/07_sinks.ipynb #1bf064d9
+# %% ../../nbs/tracking/07_sinks.ipynb #b67c63ba
 class Sink:
     "Where a run is copied to. All of it happens in the follower; what it raises is retried, but for a MlstackError or ImportError."
     live = True # False: `open` and `close` are called when the run is over, and nothing else
@@ -35,7 +35,7 @@ class Sink:
 
 SINKS = dict( # 'module:class'
     wandb       = 'mlstack.tracking.wandb_sync:WandbSink',
-    tensorboard = 'mlstack.tracking.tensorboard:TensorBoardSink',
+    tensorboard = 'mlstack.tracking.tensorboard_sync:TensorBoardSink',
     mlflow      = 'mlstack.tracking.mlflow_sync:MLflowSink')
 _titles = dict(wandb='W&B', tensorboard='TensorBoard', mlflow='MLflow')
 
