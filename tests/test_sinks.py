@@ -119,7 +119,7 @@ def test_rows_arrive_while_the_run_goes_on(tmp_path):
         assert time.monotonic() < end
         time.sleep(.05)
     place = Path(copies(run)[0]['place'])
-    assert scalars(place) == wanted(100) and status(place) == 0 and run.state == 'running'
+    assert scalars(place) == wanted(100) and status(place) == 0 and run.state == 'running' and run._listeners == ()
     run.finish()
     run.copying.join()
     told, = copies(run)
