@@ -7,8 +7,8 @@ A command is a function of the library with its errors made readable: what is wr
 # %% auto #0
 __all__ = ['app', 'Folder', 'runs_app', 'Query', 'Project', 'models_app', 'ModelName', 'VersionName', 'Why', 'To', 'Force',
            'command', 'demo', 'doctor', 'ui', 'Runs', 'list_runs', 'show_run', 'portrait', 'diff_runs', 'compare_runs',
-           'tag_runs', 'remove', 'bring_back', 'export_runs', 'report_runs', 'collect_garbage', 'check_runs',
-           'list_models', 'show_model', 'show_card', 'register_model', 'promote_model', 'roll_back_model',
+           'tag_runs', 'remove', 'bring_back', 'export_runs', 'report_runs', 'sync_runs', 'collect_garbage',
+           'check_runs', 'list_models', 'show_model', 'show_card', 'register_model', 'promote_model', 'roll_back_model',
            'archive_model', 'show_lineage', 'main']
 
 # %% ../nbs/91_cli.ipynb #82961e3e
@@ -50,7 +50,7 @@ def command(name, app=app):
 @app.callback()
 def _main(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')] = False): pass
 
-# %% ../nbs/91_cli.ipynb #06979a25
+# %% ../nbs/91_cli.ipynb #a665b4ff
 @command('demo')
 def demo(
     quick: Annotated[bool, typer.Option('--quick', help='Fewer epochs: under a minute on two cores.')] = False,
@@ -84,7 +84,7 @@ def ui(
     if runs: os.environ['MLSTACK_RUNS'] = str(runs.absolute())
     track.ui(port=port, open=open, host=host)
 
-# %% ../nbs/91_cli.ipynb #8bfcc5cf
+# %% ../nbs/91_cli.ipynb #f97bcfe2
 class Runs(typer.core.TyperGroup):
     "A group whose first command may be left out."
     def parse_args(self, ctx, args):
@@ -123,7 +123,7 @@ def _one(which, runs):
     if not found: raise MlstackError(f'no run is called {which!r}', str(runs or settings().runs), 'mlstack runs lists their names')
     return found[0]
 
-# %% ../nbs/91_cli.ipynb #0da3819e
+# %% ../nbs/91_cli.ipynb #d6fdba51
 @command('list', runs_app)
 def list_runs(query: Query = '', project: Project = None, runs: Folder = None):
     "List runs: configurations that differ, metrics, curves."
@@ -149,11 +149,13 @@ def portrait(record):
     from mlstack.tracking.lanes import flat
     from mlstack.tracking.tables import Spark, Table
     from mlstack.tracking.comparing import _numbers
+    from mlstack.tracking.sinks import copies
     code = record.code
     facts = dict(id=record.id, project=record.project, state=record.state+(f': {record.error}' if record.error else ''), created=f'{record.created:%Y-%m-%d %H:%M:%S}', seconds=record.seconds, tags=record.tags,
         notes=record.notes, host=record.host, command=record.command, code=(code.get('commit') or '')[:12]+(' + changes' if code.get('dirty') else ''),
         **{'forked from': f'{record.forked["run"]} at step {record.forked["step"]}'} if record.forked else {},
-        made=[f'{o["name"]}:{o["version"]}' for o in record.artifacts], used=[f'{o["name"]}:{o["version"]}' for o in record.used])
+        made=[f'{o["name"]}:{o["version"]}' for o in record.artifacts], used=[f'{o["name"]}:{o["version"]}' for o in record.used],
+        copies=[f'{o["state"]}: {o["to"]}'+(f' ({o["error"]})' if o['error'] else '') for o in copies(record)])
     rows = [['',k,v,''] for k,v in facts.items() if v not in ('',(),[],None)]
     rows += [['' if i else 'config',k,v,''] for i,(k,v) in enumerate(flat(record.config).items())]
     rows += [['' if i else 'summary',k,v,Spark(_numbers(record,k))] for i,(k,v) in enumerate(record.summary.items())]
@@ -172,7 +174,7 @@ def compare_runs(query: Query = '', metric: Annotated[Optional[list[str]], typer
     "A row for each run, with the metrics you name."
     print(_found(query, project, runs).compare(metric or None))
 
-# %% ../nbs/91_cli.ipynb #edb574eb
+# %% ../nbs/91_cli.ipynb #7829791c
 @command('tag', runs_app)
 def tag_runs(
     which: Annotated[str, typer.Argument(metavar='RUN', help='Its id or name.')],
@@ -236,6 +238,17 @@ def report_runs(
 ):
     "Write a report: one HTML file with the best run, curves, what matters, what stands out."
     print(f'{_found(query, project, runs).report(output, title, metric)!r}')
+
+@command('sync', runs_app)
+def sync_runs(
+    to: Annotated[str, typer.Argument(help='tensorboard:LOGDIR, mlflow:http://ADDRESS, or wandb.')],
+    query: Query = '',
+    project: Project = None,
+    runs: Folder = None,
+):
+    "Copy to another tracker what it does not have yet: mlstack runs sync tensorboard:logs."
+    import mlstack.tracking as track
+    for place in track.sync(list(_found(query, project, runs)), to=to): print(place)
 
 @command('gc', runs_app)
 def collect_garbage(days: Annotated[float, typer.Option(help='How long something stays in the trash.')] = 30, runs: Folder = None):
