@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlstack.cli.doctor': ('cli.html#doctor', 'mlstack/cli.py'),
                              'mlstack.cli.export_runs': ('cli.html#export_runs', 'mlstack/cli.py'),
                              'mlstack.cli.list_runs': ('cli.html#list_runs', 'mlstack/cli.py'),
+                             'mlstack.cli.load_runs': ('cli.html#load_runs', 'mlstack/cli.py'),
                              'mlstack.cli.main': ('cli.html#main', 'mlstack/cli.py'),
                              'mlstack.cli.portrait': ('cli.html#portrait', 'mlstack/cli.py'),
                              'mlstack.cli.remove': ('cli.html#remove', 'mlstack/cli.py'),

@@ -6,7 +6,7 @@ A command is a function of the library with its errors made readable: what is wr
 
 # %% auto #0
 __all__ = ['app', 'Folder', 'runs_app', 'Query', 'Project', 'command', 'demo', 'doctor', 'ui', 'Runs', 'list_runs', 'show_run',
-           'portrait', 'diff_runs', 'compare_runs', 'tag_runs', 'remove', 'bring_back', 'export_runs',
+           'portrait', 'diff_runs', 'compare_runs', 'tag_runs', 'remove', 'bring_back', 'export_runs', 'load_runs',
            'collect_garbage', 'check_runs', 'main']
 
 # %% ../nbs/91_cli.ipynb #82961e3e
@@ -19,7 +19,7 @@ import typer
 
 from .core import MlstackError, settings
 
-# %% ../nbs/91_cli.ipynb #4b61812b
+# %% ../nbs/91_cli.ipynb #522a330a
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help='The training and evaluation stack of a machine-learning team.')
 Folder = Annotated[Optional[Path], typer.Option('--runs', help='Folder of runs; default: MLSTACK_RUNS, settings.ini, or ./runs.')]
 
@@ -48,7 +48,7 @@ def command(name, app=app):
 @app.callback()
 def _main(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')] = False): pass
 
-# %% ../nbs/91_cli.ipynb #ee213beb
+# %% ../nbs/91_cli.ipynb #06979a25
 @command('demo')
 def demo(
     quick: Annotated[bool, typer.Option('--quick', help='Fewer epochs: under a minute on two cores.')] = False,
@@ -81,7 +81,7 @@ def ui(
     if runs: os.environ['MLSTACK_RUNS'] = str(runs.absolute())
     track.ui(port=port, open=open)
 
-# %% ../nbs/91_cli.ipynb #09c90200
+# %% ../nbs/91_cli.ipynb #8bfcc5cf
 class Runs(typer.core.TyperGroup):
     "A group whose first command may be left out."
     def parse_args(self, ctx, args):
@@ -110,7 +110,7 @@ def _one(which, runs):
     if not found: raise MlstackError(f'no run is called {which!r}', str(runs or settings().runs), 'mlstack runs lists their names')
     return found[0]
 
-# %% ../nbs/91_cli.ipynb #1e7ab7ff
+# %% ../nbs/91_cli.ipynb #0da3819e
 @command('list', runs_app)
 def list_runs(query: Query = '', project: Project = None, runs: Folder = None):
     "List runs: configurations that differ, metrics, curves."
@@ -158,7 +158,7 @@ def compare_runs(query: Query = '', metric: Annotated[Optional[list[str]], typer
     "A row for each run, with the metrics you name."
     print(_found(query, project, runs).compare(metric or None))
 
-# %% ../nbs/91_cli.ipynb #aeeea01f
+# %% ../nbs/91_cli.ipynb #340290ba
 @command('tag', runs_app)
 def tag_runs(
     which: Annotated[str, typer.Argument(metavar='RUN', help='Its id or name.')],
@@ -211,6 +211,16 @@ def export_runs(
     found = _found(query, project, runs)
     print(f'{len(found)} run{"s"*(len(found)!=1)} in {found.export(path, history)}')
 
+@command('load', runs_app)
+def load_runs(path: Annotated[str, typer.Argument(help='A file, folder or URI: wandb/, a log directory, sqlite:///mlflow.db, http://…, metrics.csv.')], project: Annotated[Optional[str], typer.Option(help='Default: the one each was logged to.')] = None,
+    step: Annotated[Optional[str], typer.Option(help='Of a table: the column that counts; "" if a row is a run.')] = None,
+    metric: Annotated[Optional[list[str]], typer.Option('--metric', help='Of a table: a column with results; again for each.')] = None, runs: Folder = None):
+    "Keep what another tool recorded; once, however often."
+    import mlstack.tracking as track
+    found = track.load(path, project=project, dir=runs, **({} if step is None else {'step':step or None}), **({'metrics':metric} if metric else {}))
+    print(', '.join(f'{name}: {n} run{"s"*(n!=1)}' for name,n in found.recognised.items()))
+    print(found)
+
 @command('gc', runs_app)
 def collect_garbage(days: Annotated[float, typer.Option(help='How long something stays in the trash.')] = 30, runs: Folder = None):
     "Delete what has been in the trash for long, and content that no version needs."
@@ -226,7 +236,7 @@ def check_runs(project: Project = None, runs: Folder = None):
     print('\n'.join(found) or 'nothing is damaged')
     if found: raise typer.Exit(1)
 
-# %% ../nbs/91_cli.ipynb #dc3c8622
+# %% ../nbs/91_cli.ipynb #d2edbaf3
 def main():
     "Entry point of the command `mlstack`."
     app(prog_name='mlstack')

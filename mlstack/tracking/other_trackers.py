@@ -123,7 +123,7 @@ def _project(file, runs, project):
     except sqlite3.DatabaseError as e: raise DamagedFile(f'this database cannot be read: {e}', str(file), 'copy it from where you keep copies') from None
     finally: o.db.close()
 
-# %% ../../nbs/tracking/08c_other_trackers.ipynb #1a6c6929
+# %% ../../nbs/tracking/08c_other_trackers.ipynb #378b6882
 _COLUMNS = ('project_id','run_id','attribute_path','attribute_type','step','timestamp','int_value','float_value','string_value','bool_value','datetime_value','string_set_value','file_value','histogram_value')
 _VALUES = {'float':'float_value', 'int':'int_value', 'bool':'bool_value', 'string':'string_value', 'datetime':'datetime_value', 'string_set':'string_set_value'}
 _MEDIA = {**dict.fromkeys(('.png','.jpg','.jpeg','.gif','.webp','.bmp'),'image-file'), **dict.fromkeys(('.wav','.mp3','.ogg','.flac'),'audio-file'), '.html':'html-file', '.htm':'html-file'}
@@ -141,12 +141,15 @@ def _is_neptune(path):
     except OSError: return False
     return all(o.encode() in foot for o in ('project_id','attribute_path','attribute_type'))
 
+_part = re.compile(r'_part_(\d+)$')
+
 def neptune_runs(path):
     "The exporter's files by run: (folder, name) -> parts in order."
     if not isinstance(path,Path): return {}
-    files,found = [path] if path.is_file() and path.suffix=='.parquet' else [o for p in ('*','*/*','data/*/*') for o in path.glob(f'{p}_part_*.parquet')] if path.is_dir() else [],{}
-    for o in sorted(set(files), key=lambda o: (o.parent,int(re.search(r'_part_(\d+)$', o.stem)[1]) if re.search(r'_part_\d+$', o.stem) else 0)):
-        found.setdefault((o.parent,re.sub(r'_part_\d+$','',o.stem)), []).append(o)
+    if path.is_file() and path.suffix=='.parquet': files = [path, *(o for o in path.parent.glob('*.parquet') if _part.sub('',o.stem)==_part.sub('',path.stem))] # a run is all of its parts
+    else: files = [o for p in ('*','*/*','data/*/*') for o in path.glob(f'{p}_part_*.parquet')] if path.is_dir() else []
+    found = {}
+    for o in sorted(set(files), key=lambda o: (o.parent,int(m[1]) if (m := _part.search(o.stem)) else 0)): found.setdefault((o.parent,_part.sub('',o.stem)), []).append(o)
     return found
 
 def _neptune_table(parts):

@@ -104,12 +104,12 @@ def _objects(path):
     names = list(dict.fromkeys(k for o in rows for k in o))
     return names,[[o.get(k) for o in rows] for k in names]
 
-# %% ../../nbs/tracking/08d_tabular.ipynb #ddd90239
+# %% ../../nbs/tracking/08d_tabular.ipynb #3171cfd0
 _STEP = ('step','global_step','_step','iteration','iter','epoch')
 _RUN,_TIME = ('run','run_id','run_name'),('time','timestamp','_timestamp','wall_time','date')
 _ID,_NAME = ('id','run_id'),('name','run','run_name','experiment')
 _result = re.compile(r'loss|acc|accuracy|err|error|f1|auc|map|iou|bleu|rouge|perplexity|ppl|mse|rmse|mae|r2|score|recall|dice|wer|cer|psnr|ssim|fid|reward|seconds|runtime|duration')
-_parameter = re.compile(r'lr|rate|batch|size|width|depth|layers?|heads?|dim|hidden|units|epochs|steps|seed|dropout|momentum|decay|warmup|beta\d?|gamma|eps|epsilon|alpha|lambda|temperature|clip|workers|gpus|fold|n|k')
+_parameter = re.compile(r'lr|rate|batch|size|width|depth|layers?|heads?|dim|hidden|units|epochs?|steps?|seed|dropout|momentum|decay|warmup|beta\d?|gamma|eps|epsilon|alpha|lambda|temperature|clip|workers|gpus|fold|n|k')
 
 def _words(name): return [o.lower() for o in re.findall(r'[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+', name)]
 
