@@ -1,6 +1,5 @@
 """What other tools left, from the tools themselves: Trackio, Lightning, spreadsheets, Neptune's Parquet, our own export. Every point is counted; damage is named."""
-import csv, json, math, os, random, shutil, sqlite3, struct, subprocess, sys, threading, warnings
-from pathlib import Path
+import csv, json, math, os, random, shutil, sqlite3, struct, subprocess, sys, warnings
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError
-from mlstack.tracking import importing
 from mlstack.tracking.importing import Import, safe_id
 from tests import house
 from tests.bench.peers import python_of
@@ -369,6 +367,12 @@ def test_neptune_half_steps(tmp_path):
     out = python('tables', NEPTUNE, tmp_path, 'half', MLSTACK_RUNS=tmp_path/'runs')
     assert 'not whole: 0.5' in out and 'scale=1000' in out
     assert track.runs("name == 'first'")[0].metric('half')[0].tolist() == [0, 1, 2, 3] and track.runs("name == 'first'")[0].metric('metrics/loss')[0].tolist()[-1] == 5998
+
+
+def test_aim_says_what_to_do(tmp_path):
+    (tmp_path/'.aim'/'seqs').mkdir(parents=True)
+    (tmp_path/'.aim'/'run_metadata.sqlite').touch()
+    with pytest.raises(MlstackError, match='RocksDB'): track.load(tmp_path)
 
 
 # All of them
