@@ -79,6 +79,18 @@ with importing.Import('x', '.', n, os.environ['MLSTACK_RUNS'], 'p', 'r') as o:
     r = track.runs()[0]
     assert all(r.metric(k)[2].tolist() == [float(i) for i in range(200)] for k in 'abcd') and not r.problems and len(track.runs()) == 1
 
+def test_artifacts_double_as_little_as_points(tmp_path):
+    "Two runs make versions of one name; each is loaded again after it has grown."
+    def take(run, stamp, *contents):
+        with Import('x', tmp_path, stamp, tmp_path/'runs', 'p', run) as o:
+            for c in contents:
+                (tmp_path/c).mkdir(exist_ok=True)
+                (tmp_path/c/'w.bin').write_text(c)
+                o.artifact(tmp_path/c, 'model', 'model')
+            return [a['version'] for a in track.Record(o.keep()).artifacts]
+    assert take('a', 1, 'one') == ['v0'] and take('b', 1, 'two') == ['v1']
+    assert take('a', 2, 'one', 'three') == ['v0', 'v2'] and take('b', 2, 'two') == ['v1'] and take('b', 3, 'one') == ['v3']
+
 def test_names_that_are_no_folders(tmp_path):
     names = ['a/b', 'a-b', '..', '../../x', 'x'*300, 'é😀', 'a\0b', '.hidden', 'x\ny']
     assert len({safe_id(o) for o in names}) == len(names)
