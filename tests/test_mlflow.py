@@ -9,7 +9,7 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError
-from mlstack.tracking.mlflow import Database, Server
+from mlstack.tracking.mlflow import Server
 from mlstack.tracking.mlflow_sync import mlflow_name
 from tests import house
 from tests.bench.peers import python_of

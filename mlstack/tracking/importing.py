@@ -8,13 +8,13 @@ Everybody who would use a new tracker has years of runs in an old one. A reader 
 __all__ = ['READERS', 'safe_name', 'safe_id', 'Import', 'keep', 'extend', 'rows', 'curves', 'connect', 'columns_of', 'is_sqlite',
            'each', 'load']
 
-# %% ../../nbs/tracking/08_importing.ipynb #4d2a080d
-import json, os, re, sqlite3, warnings
+# %% ../../nbs/tracking/08_importing.ipynb #2984bcc7
+import json, os, re, sqlite3, sys, warnings
 from hashlib import sha256
 from pathlib import Path
 
 from ..core import MlstackError, new_id, settings
-from .artifacts import add_artifact, create_once
+from .artifacts import add_artifact, create_once, digest_of, find_artifact, versions
 from .columns import drop_lanes
 from .lanes import DamagedFile, Lines, Writer, _exact, disk_full, flat
 
@@ -137,7 +137,7 @@ class Import:
         with open(self.aside/'console'/f'{self.writer_name}.log','a',encoding='utf-8',errors='replace') as f:
             for at,kind,line in lines: f.write(f'{at:.3f} {kind} {line}\n')
 
-# %% ../../nbs/tracking/08_importing.ipynb #0bb89e30
+# %% ../../nbs/tracking/08_importing.ipynb #0a62d442
 def keep(self:Import, state='finished', error='', ended=None) -> Path:
     "Make or complete the run; returns its folder. A run of our own is left as it is."
     if self.ours: return self.path
@@ -194,8 +194,10 @@ class _alone:
 
 def _version(path, file, name, type, aliases):
     "The artifact as an event; content that this run has under this name already is not a new version."
-    store = path.parent/'.artifacts'
-    art = add_artifact(store, file, name, type, aliases, path.name)
+    store,file = path.parent/'.artifacts',Path(file)
+    mine = [o for n in versions(store, name) if (o := find_artifact(store, f'{name}:v{n}')).run==path.name]
+    contents = mine and {str(o.relative_to(file)) if file.is_dir() else o.name: digest_of(o) for o in ([file] if file.is_file() else file.rglob('*')) if o.is_file()}
+    art = next((o for o in mine if o.files==contents), None) or add_artifact(store, file, name, type, aliases, path.name)
     return dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size)
 
 Import.keep,Import._move_in = keep,_move_in
@@ -278,7 +280,7 @@ def is_sqlite(path):
         with open(path,'rb') as f: return f.read(16)==b'SQLite format 3\0'
     except OSError: return False
 
-# %% ../../nbs/tracking/08_importing.ipynb #8f644f32
+# %% ../../nbs/tracking/08_importing.ipynb #73eb7ae7
 READERS = ['wandb_files','tensorboard','mlflow','other_trackers','tabular'] # rooms with a READER (or a list), in the order in which they are asked; or (name, fits, load_all)
 
 def _readers():
@@ -299,12 +301,14 @@ def _place(path):
 
 def each(sources, take):
     "The run folders of many sources; a damaged one is named and the others are kept."
-    found = {}
-    for o in sources:
+    found,sources,shown = {},list(sources),False
+    for i,o in enumerate(sources):
+        if shown := len(sources)>9 and sys.stderr.isatty(): print(f'\rload: {i} of {len(sources)}', end='', file=sys.stderr, flush=True)
         try: found.update(dict.fromkeys(take(o)))
         except DamagedFile as e:
             if len(sources)==1: raise
             warnings.warn(str(e), stacklevel=4)
+    if shown: print(f'\rload: {len(sources)} of {len(sources)}', file=sys.stderr)
     return list(found)
 
 def load(

@@ -16,7 +16,7 @@ from ..core import MlstackError, settings
 from .importing import Import, each
 from .lanes import DamagedFile
 
-# %% ../../nbs/tracking/08d_tabular.ipynb #cfd17bc2
+# %% ../../nbs/tracking/08d_tabular.ipynb #759f2bc3
 ENDINGS = ('.csv','.tsv','.xlsx','.json','.jsonl','.parquet')
 
 def _texts(path):
@@ -43,9 +43,8 @@ _odd = {'true':True, 'false':False, 'none':None, 'null':None, 'n/a':None, '':Non
 def parsed(cells):
     "The texts of a column as numbers, if all of them are; else one by one."
     if '' not in cells:
-        for kind in (int,float):
-            try:
-                if not any('_' in o for o in cells): return list(map(kind, cells)) # 1_000 is no number here
+        for kind in (int,float) if '_' not in ''.join(cells) else (): # 1_000 is no number here
+            try: return list(map(kind, cells))
             except ValueError: pass
     else:
         full = parsed([o for o in cells if o!=''])
@@ -104,12 +103,12 @@ def _objects(path):
     names = list(dict.fromkeys(k for o in rows for k in o))
     return names,[[o.get(k) for o in rows] for k in names]
 
-# %% ../../nbs/tracking/08d_tabular.ipynb #ddd90239
+# %% ../../nbs/tracking/08d_tabular.ipynb #3653f44a
 _STEP = ('step','global_step','_step','iteration','iter','epoch')
 _RUN,_TIME = ('run','run_id','run_name'),('time','timestamp','_timestamp','wall_time','date')
 _ID,_NAME = ('id','run_id'),('name','run','run_name','experiment')
 _result = re.compile(r'loss|acc|accuracy|err|error|f1|auc|map|iou|bleu|rouge|perplexity|ppl|mse|rmse|mae|r2|score|recall|dice|wer|cer|psnr|ssim|fid|reward|seconds|runtime|duration')
-_parameter = re.compile(r'lr|rate|batch|size|width|depth|layers?|heads?|dim|hidden|units|epochs|steps|seed|dropout|momentum|decay|warmup|beta\d?|gamma|eps|epsilon|alpha|lambda|temperature|clip|workers|gpus|fold|n|k')
+_parameter = re.compile(r'lr|rate|batch|size|width|depth|layers?|heads?|dim|hidden|units|epochs?|steps?|seed|dropout|momentum|decay|warmup|beta\d?|gamma|eps|epsilon|alpha|lambda|temperature|clip|workers|gpus|fold|n|k')
 
 def _words(name): return [o.lower() for o in re.findall(r'[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+', name)]
 
@@ -128,7 +127,7 @@ def _there(table, what, names, path):
             raise MlstackError(f'there is no column {o!r}', f'load({path.name}, {what}=)', f'did you mean {near[0]!r}?' if near else f'it has {", ".join(table)}')
     return names
 
-def _whole(values): return all(isinstance(o,(int,float)) and not isinstance(o,bool) and o==o and abs(o)<2**63 and int(o)==o for o in values)
+def _whole(values): return all(type(o) in (int,float) and o==o and abs(o)<2**63 and int(o)==o for o in values)
 
 def step_column(table, step, path):
     "The column with the steps, or None where a row is a run."
@@ -155,11 +154,12 @@ def _times(values):
         out.append(o/1000 if o>1e11 else o)
     return out
 
-# %% ../../nbs/tracking/08d_tabular.ipynb #3789b33d
+# %% ../../nbs/tracking/08d_tabular.ipynb #308c5f28
 def _array(values):
     import numpy as np
-    if all(type(o) is int for o in values) and all(-2**63<=o<2**63 for o in values): return np.array(values, 'i8')
-    if all(type(o) in (int,float) and (type(o) is float or abs(o)<=2**53) for o in values): return np.array(values, 'f8')
+    kinds = set(map(type, values))
+    if kinds<={int} and all(-2**63<=o<2**63 for o in values): return np.array(values, 'i8')
+    if kinds=={float} or kinds<={int,float} and all(type(o) is float or abs(o)<=2**53 for o in values): return np.array(values, 'f8')
     out = np.empty(len(values), object)
     out[:] = values
     return out
@@ -168,13 +168,14 @@ def _put_rows(o, steps, times, columns):
     "Hand rows on, those with the same cells filled together."
     import numpy as np
     names = list(columns)
-    filled = np.array([[v is not None for v in columns[k]] for k in names], bool).reshape(len(names), len(steps))
+    full = {k: _array(v) for k,v in columns.items() if None not in v}
+    filled = np.array([[True]*len(steps) if k in full else [v is not None for v in columns[k]] for k in names], bool).reshape(len(names), len(steps))
     patterns,which = np.unique(filled, axis=1, return_inverse=True)
     steps,times,which = np.array(steps,'i8'),np.array(times,'f8'),which.reshape(-1)
     for i in range(patterns.shape[1]):
         at = np.flatnonzero(which==i)
         keys = [k for k,there in zip(names,patterns[:,i]) if there]
-        o.rows(steps[at], times[at], {k: _array([columns[k][j] for j in at.tolist()]) for k in keys})
+        o.rows(steps[at], times[at], {k: full[k][at] if k in full else _array([columns[k][j] for j in at.tolist()]) for k in keys})
 
 def _constant(table, config, rows, path):
     "Columns of parameters: one value each."
