@@ -179,7 +179,7 @@ class Importance:
         ax.set(xlim=(0,1), xlabel=f'importance for {self.metric}')
         return ax
 
-# %% ../../nbs/tracking/04b_importance.ipynb #be7c2ab9
+# %% ../../nbs/tracking/04b_importance.ipynb #e395072a
 def importance(
     runs,        # what runs() gives
     metric,      # a metric; its best value counts
@@ -194,6 +194,7 @@ def importance(
     records = [(o,v) for o,v in zip(runs, runs._bests(metric, mode)) if v is not None]
     if len(runs) and not records: runs._unknown(metric)
     of,records = len(records),random.Random(seed).sample(records, most) if len(records)>most else records
+    records.sort(key=lambda o: (o[1],repr(o[0].config))) # the same runs in any order give the same answer
     y = np.array([v for _,v in records], float)
     found,same,left_out,explained = varying([flat(o.config) for o,_ in records])
     blocks = {k: columns_of(v, k not in explained) for k,v in found.items()}

@@ -553,6 +553,21 @@ class Runs:
         from mlstack.tracking.watching import live
         return live(self, metrics, every, out)
 
+    def ranked(self, metric, mode='auto'):
+        "The same runs, the best by `metric` first; those without a value last."
+        mode = direction(metric) if mode=='auto' else mode
+        best,sign = self._bests(metric, mode),1 if mode=='min' else -1
+        known = lambda v: v is not None and abs(v)<float('inf')
+        if len(self) and all(o is None for o in best): self._unknown(metric)
+        order = sorted(range(len(best)), key=lambda i: (not known(best[i]), sign*best[i] if known(best[i]) else 0))
+        return Runs([self.records[i] for i in order], self._dir)
+
+    def milestones(self, metric, mode='auto'):
+        "The runs that were the best when they were made, the newest first: the first is the best, the next was it before."
+        from mlstack.tracking.reporting import records_set
+        mode = direction(metric) if mode=='auto' else mode
+        return Runs([o for o,_ in records_set(self, self._bests(metric, mode), mode)][::-1], self._dir)
+
     def outliers(self, metric, mode='auto'):
         "The runs that stand out: failed, diverged, or far from the others, and why."
         from mlstack.tracking.comparing import outliers

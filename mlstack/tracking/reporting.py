@@ -133,14 +133,14 @@ def where_from(record):
     return dict(host=record.host, command=record.command, commit=(code.get('commit') or '')[:12]+(' with uncommitted changes' if code.get('dirty') else ''), branch=code.get('branch'), remote=code.get('remote'),
         started=f'{record.created:%Y-%m-%d %H:%M:%S}', took=duration(record.seconds), notes=record.notes)
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #b8c288a3
+# %% ../../nbs/tracking/04d_reporting.ipynb #24833ca0
 _style = '''
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--soft:#6b7280;--line:#8884;--card:#f6f7f9}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e3e6ea;--soft:#98a1ad;--card:#1c2026}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:1180px;padding:1.2rem;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
 h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.15rem;margin:2.2em 0 .5em;padding-top:.6em;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:1em 0 .2em}p{max-width:70ch}.lead{font-size:1.1rem;overflow-wrap:anywhere}.soft,.key{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem;align-items:start}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem;align-items:start;margin-top:.6rem}
 figure{margin:0;background:var(--card);border-radius:8px;padding:.6rem;break-inside:avoid;min-width:0}svg{display:block}td svg{display:inline-block}
 .key{display:inline-block}
 section>div,.grid>div{padding-bottom:.5rem;min-width:0}.grid>figure:only-child{max-width:700px}
@@ -196,7 +196,7 @@ def section(title, *parts, note=''):
 
 def _grid(pictures): return '<div class="grid">'+''.join(f'<figure>{o}</figure>' for o in pictures)+'</div>' if pictures else ''
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #f7c0fa9f
+# %% ../../nbs/tracking/04d_reporting.ipynb #c74ae913
 class Report:
     "A report: `html`, `path` where it lies, `save(path)`; a notebook cell shows it."
     def __init__(self, html, about, path=None): self.html,self.about,self.path = html,about,path
@@ -219,8 +219,7 @@ def _ranked(records, metric, mode):
     try: mode = direction(metric) if mode=='auto' else mode
     except MlstackError: return None,{},records
     values = dict(zip((o.path for o in records), Runs(records)._bests(metric, mode)))
-    known = lambda o: values[o.path] is not None and math.isfinite(values[o.path])
-    return mode,values,sorted(records, key=lambda o: (not known(o), (values[o.path] if mode=='min' else -values[o.path]) if known(o) else 0))
+    return mode,values,list(Runs(records).ranked(metric, mode)) if any(v is not None for v in values.values()) else records
 
 def report(
     runs,         # what runs() gives
