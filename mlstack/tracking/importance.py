@@ -115,7 +115,7 @@ def uncertain_loss(x, y, groups, seed=0, trees=200):
         draws.append(shuffled_loss(x[chosen], y[chosen], [(c, where[r][where[r]>=0]) for c,r in groups], rng, trees//5, 2)[1])
     return float(r2), value, np.std(draws, axis=0, ddof=1)*math.sqrt(part/(n-part))
 
-# %% ../../nbs/tracking/04b_importance.ipynb #bbd06a53
+# %% ../../nbs/tracking/04b_importance.ipynb #e8bb3a98
 class _Bar(Spark):
     "An importance and its interval as a cell of a table."
     def __str__(self):
@@ -124,7 +124,7 @@ class _Bar(Spark):
     def svg(self, width=110, height=14):
         x = lambda v: f'{1+v*(width-2):.1f}'
         value,low,high = self.values
-        return (f'<svg width="{width}" height="{height}" style="vertical-align:middle"><rect x="1" y="3" width="{value*(width-2):.1f}" height="{height-6}" fill="#4c7bd9" fill-opacity=".75"/>'
+        return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" style="vertical-align:middle;max-width:none"><rect x="1" y="3" width="{value*(width-2):.1f}" height="{height-6}" fill="#4c7bd9" fill-opacity=".75"/>'
             f'<path d="M{x(low)} {height/2}H{x(high)}" stroke="currentColor" stroke-opacity=".75" fill="none"/></svg>')
 
 def _and(names): return ', '.join(names[:-1])+f' and {names[-1]}' if 1<len(names)<6 else ', '.join(names[:5])+(f' and {len(names)-5} more' if len(names)>5 else '')

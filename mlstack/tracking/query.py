@@ -402,7 +402,16 @@ def runs(
     project=None,# default: all
     dir=None     # where runs are kept; default: settings
 ):
-    "The runs that match, newest first; nothing is read before it is needed."
+    """The runs that match, newest first; nothing is read before it is needed.
+
+    A query compares what a run has: its config (`lr > 1e-3`, `opt.name == 'adam'`), its last values (`val_loss < .1`), and `name`, `project`,
+    `state`, `tags`, `group`, `created`, `seconds` and others (`state == 'finished' and tags.has('good') or not name.startswith('test')`).
+    A run that lacks a name does not match. Names with other characters go in backticks; `config.x` and `summary.x` where both have an x.
+
+    What comes back is a list: `len`, `[0]`, `['its name']`, slices. As a table: `.df`, `.metric(name)`, `.history()`, `.compare()`. Questions:
+    `.best(metric)`, `.ranked(metric)`, `.milestones(metric)`, `.importance(metric)`, `.influence(param, metric)`, `.outliers(metric)`.
+    To others: `.report(path)`, `.export(path)`, `.live()`.
+    """
     match,names = parse_query(query)
     return Runs(lambda: _find(settings(runs=dir).runs, project, match, names, query), dir)
 
