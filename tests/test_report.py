@@ -153,3 +153,29 @@ def test_a_path_is_where_its_points_are():
 def test_points_over_anything():
     svg = point_chart([(n, v, 1., BLUE) for n,v in zip('abcdef', [1,'x',True,None,math.nan,10**20])], 'm', 'p')
     assert svg.count('<circle')==5
+
+def test_ranked_and_milestones(tmp_path):
+    "Best first, runs without a value last; milestones are those that were the best in their time, newest first."
+    values = [5.,math.nan,3.,4.,math.inf,3.,1.,2.]
+    for i,v in enumerate(values):
+        with track.init(project='p', name=str(i), dir=tmp_path) as run: run.log(loss=v, quality=-v)
+    track.init(project='p', name='empty', dir=tmp_path).finish()
+    rs = track.runs(dir=tmp_path)
+    names = [o.name for o in rs.ranked('loss')]
+    assert names[0]=='6' and names[1]=='7' and set(names[2:4])=={'2','5'} and names[4:6]==['3','0'] and set(names[6:])=={'1','4','empty'}
+    assert [o.name for o in rs.milestones('loss')]==['6','2','0']
+    assert [o.name for o in rs.ranked('quality','max')][0]=='6' and len(rs[:0].ranked('loss'))==0
+    with pytest.raises(MlstackError): rs.ranked('quality')
+    with pytest.raises(MlstackError): rs.ranked('los','min')
+
+def test_outliers_do_not_accuse_the_ordinary(tmp_path):
+    "Fine-tuning, where all begin and end close together; few runs; runs with one value."
+    rng = random.Random(0)
+    for i in range(20):
+        with track.init(project='tune', name=str(i), dir=tmp_path) as run:
+            for j in range(20): run.log(loss=.5-.01*j+rng.gauss(0,.003))
+    for i in range(20):
+        with track.init(project='once', name=str(i), dir=tmp_path) as run: run.log(acc=.9+rng.gauss(0,.01))
+    assert not track.runs(project='tune', dir=tmp_path).outliers('loss').rows
+    assert not track.runs(project='once', dir=tmp_path).outliers('acc').rows
+    assert not track.runs(project='tune', dir=tmp_path)[:3].outliers('loss').rows

@@ -128,7 +128,7 @@ def line_chart(
     opacity = 1 if len(curves)<=len(COLOURS) else .65
     return _frame(f'<g fill="none" stroke-linejoin="round" stroke-opacity="{opacity}">{"".join(drawn)}</g>', title, xs, ys, x_label, width, height)
 
-# %% ../../nbs/tracking/04c_charts.ipynb #8a942886
+# %% ../../nbs/tracking/04c_charts.ipynb #60d209f4
 class _Words:
     "A scale of words."
     low,high,log = 0,1,False
@@ -149,20 +149,21 @@ def point_chart(
     ends = reach([o[2] for o in points])
     pad = (ends[1]-ends[0])*.04 if not _log(*ends) else 0
     ys = Scale(ends[0]-pad, ends[1]+pad, height-_bottom, _top, _log(*ends))
-    numeric = all(isinstance(o[1],(int,float)) and not isinstance(o[1],bool) and math.isfinite(o[1]) for o in points)
+    numbers = all(isinstance(o[1],(int,float)) and not isinstance(o[1],bool) and math.isfinite(o[1]) for o in points)
+    numeric = numbers and len({o[1] for o in points})>6 or line is not None # a few numbers stand side by side like words
     if numeric:
         xv = [float(o[1]) for o in points]
         xs = Scale(min(xv), max(xv), _left+6, width-_right-6, min(xv)>0 and max(xv)>=20*min(xv) if log is None else log)
         place = lambda i,v: float(xs(float(v)))
     else:
-        words = sorted({str(o[1]) for o in points})
+        words = list(dict.fromkeys(str(v) for v in sorted({o[1] for o in points}, key=None if numbers else str)))
         xs = _Words(words, _left, width-_right)
         spread = (width-_left-_right)/len(words)*.5
         place = lambda i,v: xs(str(v))+((i*.618)%1-.5)*spread # so that equal ones do not hide each other
     edge = (_top-6, height-_bottom+6)
     dots = ''.join(f'<circle cx="{place(i,x):.1f}" cy="{np.clip(ys(y),*edge):.1f}" r="{4.5 if colour==ORANGE else 3.2}" fill="{colour}" data-n="{escape(str(name))}" data-v="{number(y)}"/>' for i,(name,x,y,colour) in enumerate(points))
     steps = ''
-    if line is not None and numeric:
+    if line is not None:
         a,b = [float(xs(v)) for v in line[0]],[float(ys(v)) for v in line[1]]
         steps = '<path d="M'+f'{a[0]:.1f} {b[0]:.1f}'+''.join(f'H{u:.1f}V{v:.1f}' for u,v in zip(a[1:],b[1:]))+f'" fill="none" stroke="{ORANGE}" stroke-width="1.5"/>'
     few = (lambda v: v if len(v)<=14 else v[:13]+'…') if not numeric else number

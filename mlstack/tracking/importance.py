@@ -115,7 +115,7 @@ def uncertain_loss(x, y, groups, seed=0, trees=200):
         draws.append(shuffled_loss(x[chosen], y[chosen], [(c, where[r][where[r]>=0]) for c,r in groups], rng, trees//5, 2)[1])
     return float(r2), value, np.std(draws, axis=0, ddof=1)*math.sqrt(part/(n-part))
 
-# %% ../../nbs/tracking/04b_importance.ipynb #bbd06a53
+# %% ../../nbs/tracking/04b_importance.ipynb #e8bb3a98
 class _Bar(Spark):
     "An importance and its interval as a cell of a table."
     def __str__(self):
@@ -124,7 +124,7 @@ class _Bar(Spark):
     def svg(self, width=110, height=14):
         x = lambda v: f'{1+v*(width-2):.1f}'
         value,low,high = self.values
-        return (f'<svg width="{width}" height="{height}" style="vertical-align:middle"><rect x="1" y="3" width="{value*(width-2):.1f}" height="{height-6}" fill="#4c7bd9" fill-opacity=".75"/>'
+        return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" style="vertical-align:middle;max-width:none"><rect x="1" y="3" width="{value*(width-2):.1f}" height="{height-6}" fill="#4c7bd9" fill-opacity=".75"/>'
             f'<path d="M{x(low)} {height/2}H{x(high)}" stroke="currentColor" stroke-opacity=".75" fill="none"/></svg>')
 
 def _and(names): return ', '.join(names[:-1])+f' and {names[-1]}' if 1<len(names)<6 else ', '.join(names[:5])+(f' and {len(names)-5} more' if len(names)>5 else '')
@@ -179,7 +179,7 @@ class Importance:
         ax.set(xlim=(0,1), xlabel=f'importance for {self.metric}')
         return ax
 
-# %% ../../nbs/tracking/04b_importance.ipynb #be7c2ab9
+# %% ../../nbs/tracking/04b_importance.ipynb #e395072a
 def importance(
     runs,        # what runs() gives
     metric,      # a metric; its best value counts
@@ -194,6 +194,7 @@ def importance(
     records = [(o,v) for o,v in zip(runs, runs._bests(metric, mode)) if v is not None]
     if len(runs) and not records: runs._unknown(metric)
     of,records = len(records),random.Random(seed).sample(records, most) if len(records)>most else records
+    records.sort(key=lambda o: (o[1],repr(o[0].config))) # the same runs in any order give the same answer
     y = np.array([v for _,v in records], float)
     found,same,left_out,explained = varying([flat(o.config) for o,_ in records])
     blocks = {k: columns_of(v, k not in explained) for k,v in found.items()}

@@ -55,7 +55,7 @@ def in_a_sentence(runs, metric, best, previous):
     text += f' The best {metric} is {best[1]:.{digits}g}, by {best[0].name}'
     return text + (f'; the best before it was {previous[1]:.{digits}g}, by {previous[0].name}.' if previous else '.')
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #9af0a2b8
+# %% ../../nbs/tracking/04d_reporting.ipynb #b7423da8
 BUDGET,MOST_CURVES = 800_000,300 # characters of all curves; runs that are drawn
 
 def colours_of(ordered):
@@ -68,11 +68,11 @@ def _curve(record, metric):
     step,_,value = series(record, metric)
     return step,value if value.dtype!=object else np.array([o if isinstance(o,(int,float)) and not isinstance(o,bool) else np.nan for o in value], float)
 
-def curves(ordered, metrics, colours, budget=BUDGET):
+def curves(ordered, metrics, colours, budget=BUDGET, width=460):
     "A picture for each metric; of very many runs those at regular places of the order."
     shown = ordered if len(ordered)<=MOST_CURVES else [ordered[round(i*(len(ordered)-1)/(MOST_CURVES-1))] for i in range(MOST_CURVES)]
     points = max(24, min(300, budget//(9*len(shown)*len(metrics)))) if metrics and shown else 0
-    pictures = [line_chart([(o.name, *_curve(o,m), colours[o.path], 2.2 if colours[o.path]==ORANGE and len(shown)>8 else 1.3) for o in reversed(shown)], m, points=points) for m in metrics]
+    pictures = [line_chart([(o.name, *_curve(o,m), colours[o.path], 2.2 if colours[o.path]==ORANGE and len(shown)>8 else 1.3) for o in reversed(shown)], m, points=points, width=width, height=width//2) for m in metrics]
     return [o for o in pictures if o], '' if shown is ordered else f'{len(shown)} of {len(ordered):,} runs are drawn'
 
 def legend(ordered, colours, ranked):
@@ -133,23 +133,23 @@ def where_from(record):
     return dict(host=record.host, command=record.command, commit=(code.get('commit') or '')[:12]+(' with uncommitted changes' if code.get('dirty') else ''), branch=code.get('branch'), remote=code.get('remote'),
         started=f'{record.created:%Y-%m-%d %H:%M:%S}', took=duration(record.seconds), notes=record.notes)
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #b8c288a3
+# %% ../../nbs/tracking/04d_reporting.ipynb #3d0fc40a
 _style = '''
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--soft:#6b7280;--line:#8884;--card:#f6f7f9}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e3e6ea;--soft:#98a1ad;--card:#1c2026}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:1180px;padding:1.2rem;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
 h1{font-size:1.6rem;margin:.2em 0}h2{font-size:1.15rem;margin:2.2em 0 .5em;padding-top:.6em;border-top:1px solid var(--line)}
 h3{font-size:1rem;margin:1em 0 .2em}p{max-width:70ch}.lead{font-size:1.1rem;overflow-wrap:anywhere}.soft,.key{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem;align-items:start}
+.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:1rem;align-items:start;margin-top:.6rem}
 figure{margin:0;background:var(--card);border-radius:8px;padding:.6rem;break-inside:avoid;min-width:0}svg{display:block}td svg{display:inline-block}
 .key{display:inline-block}
 section>div,.grid>div{padding-bottom:.5rem;min-width:0}.grid>figure:only-child{max-width:700px}
-.runs{max-height:34rem;overflow:auto}.runs table{border-collapse:collapse;font-size:90%;font-variant-numeric:tabular-nums}.runs td,.runs th{padding:.15em .8em .15em 0;white-space:nowrap;text-align:left}.runs .r{text-align:right}
+.runs{max-height:34rem;overflow:auto}.short .runs{max-height:18rem}.runs table{border-collapse:collapse;font-size:90%;font-variant-numeric:tabular-nums}.runs td,.runs th{padding:.15em .8em .15em 0;white-space:nowrap;text-align:left}.runs .r{text-align:right}
 .runs th{cursor:pointer;position:sticky;top:0;background:var(--bg)}.runs td path{fill:none;stroke:#4c7bd9;stroke-width:1.5}.runs tr:hover td{background:var(--card)}
 pre{overflow-x:auto;background:var(--card);padding:.8rem;border-radius:8px}summary{cursor:pointer}
 #tip{position:fixed;pointer-events:none;background:var(--fg);color:var(--bg);padding:.15em .55em;border-radius:4px;font-size:.85rem;display:none;max-width:90vw}
 path.on{stroke-width:3.5;stroke-opacity:1}circle.on{r:6;fill-opacity:1}
-@media print{body{max-width:none;font-size:11px}.runs{max-height:none}#tip{display:none!important}h2{break-after:avoid}}
+@media print{body{max-width:none;font-size:11px}.runs,.short .runs{max-height:none}#tip{display:none!important}h2{break-after:avoid}}
 '''
 _script = '''
 const tip=document.getElementById('tip');let on=null;
@@ -196,7 +196,7 @@ def section(title, *parts, note=''):
 
 def _grid(pictures): return '<div class="grid">'+''.join(f'<figure>{o}</figure>' for o in pictures)+'</div>' if pictures else ''
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #f7c0fa9f
+# %% ../../nbs/tracking/04d_reporting.ipynb #c74ae913
 class Report:
     "A report: `html`, `path` where it lies, `save(path)`; a notebook cell shows it."
     def __init__(self, html, about, path=None): self.html,self.about,self.path = html,about,path
@@ -219,8 +219,7 @@ def _ranked(records, metric, mode):
     try: mode = direction(metric) if mode=='auto' else mode
     except MlstackError: return None,{},records
     values = dict(zip((o.path for o in records), Runs(records)._bests(metric, mode)))
-    known = lambda o: values[o.path] is not None and math.isfinite(values[o.path])
-    return mode,values,sorted(records, key=lambda o: (not known(o), (values[o.path] if mode=='min' else -values[o.path]) if known(o) else 0))
+    return mode,values,list(Runs(records).ranked(metric, mode)) if any(v is not None for v in values.values()) else records
 
 def report(
     runs,         # what runs() gives
@@ -251,7 +250,7 @@ def report(
     made = Report(document(title, body), f'report on {_plural(len(records),"run")}')
     return made.save(path) if path else made
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #aa1e9123
+# %% ../../nbs/tracking/04d_reporting.ipynb #8ad9b79d
 def _curves_section(ordered, metrics, colours, ranked):
     pictures,note = curves(ordered, metrics, colours)
     return section('Curves', f'<p>{legend(ordered, colours, ranked)}</p>' if pictures else '', _grid(pictures), note=note)
@@ -273,7 +272,8 @@ def _best_section(best, previous, records, best_of, steps, metric):
 def _odd_section(runs, metric, mode):
     from mlstack.tracking.comparing import outliers
     table = outliers(runs, metric, mode)
-    return section('What stands out', table._repr_html_() if table.rows else f'<p>{escape(table.note)}.</p>')
+    said,table.note,table.most = table.note,'',500
+    return section('What stands out', f'<p>{escape(said)}.</p>', f'<div class="short">{rows_html(table)}</div>' if table.rows else '')
 
 def _table_section(ordered, metrics, configs, ranked):
     table = compare(ordered, metrics)

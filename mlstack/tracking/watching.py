@@ -15,7 +15,7 @@ from ..core import MlstackError
 from .query import Record, Runs, _steady, runs as find_runs
 from .tables import show, sparkline
 
-# %% ../../nbs/tracking/04e_watching.ipynb #2cdfd9e4
+# %% ../../nbs/tracking/04e_watching.ipynb #51aed870
 def state_line(records):
     "Which runs, how far they are."
     if len(records)==1:
@@ -36,7 +36,7 @@ def picture(records, metrics=None, most=4) -> str:
     names = metrics or main_metrics(records, most)
     mode,_,ordered = _ranked(records, names[0], 'auto') if names else (None,None,records)
     colours = colours_of(ordered)
-    drawn = curves(ordered, names, colours, budget=150_000)[0] if names else []
+    drawn = curves(ordered, names, colours, budget=150_000, width=380)[0] if names else []
     keys = f'<div style="font-size:90%">{legend(ordered, colours, bool(mode))}</div>' if len(records)>1 and drawn else ''
     boxes = ''.join(f'<div style="flex:1 1 320px;min-width:0;max-width:560px">{o}</div>' for o in drawn)
     return f'<div style="font-size:90%;opacity:.8">{escape(state_line(records))}</div>{keys}<div style="display:flex;flex-wrap:wrap;gap:.5em">{boxes}</div>'
