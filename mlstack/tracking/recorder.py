@@ -64,7 +64,7 @@ class Later:
         self.rows.put(None)
         self.thread.join()
 
-# %% ../../nbs/tracking/02_recorder.ipynb #6bdde0d8
+# %% ../../nbs/tracking/02_recorder.ipynb #0d004f45
 class Run:
     "The record of one execution. `init` makes one; see there."
     _sinks,copying,_defined = (),None,{}
@@ -176,12 +176,13 @@ class Run:
             return self._keep(path.gathered(folder), name or path.name, path.type, [*path.aliases,*([aliases] if isinstance(aliases,str) else aliases or ())], dict(description=path.description, metadata=plain(path.metadata)))
 
     def _keep(self, path, name, type, aliases, facts):
-        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, empty=bool(facts))
+        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, draft=bool(facts))
         self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size, **facts))
         return art
 
     def use_artifact(self, name, type=None):
         "The artifact `name` means (`model`, `model:v3`, `model:best`, `project/model:best`), checked; the run keeps that it was used."
+        name = getattr(name,'qualified_name',name) # a version in the registry
         *_,project,name = [self.project,*str(name).split('/')]
         art = _use(self.path.parent.parent/project/'.artifacts', name, self.id)
         if type and art.type!=type: raise MlstackError(f'{name} is a {art.type}, not a {type}', 'use_artifact(type=)', 'leave type= out or choose another artifact')

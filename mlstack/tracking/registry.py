@@ -90,7 +90,7 @@ def _add(folder, decide):
             if create_once(folder/f'{log.last+1:06}.json', _sealed(event), sync=True): return log,event
     except OSError as e: raise MlstackError(f'the registry cannot be written: {os.strerror(e.errno).lower()}', str(folder), 'free some space or mend the path; what was registered is as it was') from None
 
-# %% ../../nbs/tracking/04c_registry.ipynb #ca23ae9d
+# %% ../../nbs/tracking/04c_registry.ipynb #554ad3ad
 class Version:
     "One version of a model: `name`, `artifact`, `digest`, `run`, `metrics`, `config`, `data`, `created`, `by`, `note`."
     def __init__(self, model, facts, log=None): # log: what aliases and state are read from, else from how things are now
@@ -101,6 +101,14 @@ class Version:
         self.digest,self.size,self.files = (facts['artifact'][k] for k in ('digest','size','files'))
         self.run = (facts['run'] or {}).get('id','') # '': nobody knows which run made it
         self.metrics,self.config,self.data,self.note,self.forced = (facts[k] for k in ('metrics','config','data','card','forced'))
+
+    @property
+    def qualified_name(self): return self.artifact # so that run.use_artifact takes it
+    @property
+    def lineage(self):
+        "What it was made from, and what was made from it."
+        from mlstack.tracking.provenance import lineage
+        return lineage(self)
 
     @property
     def aliases(self): return (self._log or self.model.log).called(self.number)
