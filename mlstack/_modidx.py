@@ -1640,6 +1640,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlstack/tracking/registry.py'),
                                            'mlstack.tracking.registry._who': ( 'tracking/registry.html#_who',
                                                                                'mlstack/tracking/registry.py'),
+                                           'mlstack.tracking.registry.happened': ( 'tracking/registry.html#happened',
+                                                                                   'mlstack/tracking/registry.py'),
                                            'mlstack.tracking.registry.model': ( 'tracking/registry.html#model',
                                                                                 'mlstack/tracking/registry.py'),
                                            'mlstack.tracking.registry.models': ( 'tracking/registry.html#models',
