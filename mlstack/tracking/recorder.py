@@ -71,7 +71,7 @@ class Later:
         "What became of rows that nobody was told about."
         return f'{self.lost} row{"s" if self.lost>1 else ""} could not be stored: {self.error}' if self.error is not None else ''
 
-# %% ../../nbs/tracking/02_recorder.ipynb #10b9b576
+# %% ../../nbs/tracking/02_recorder.ipynb #13d91f72
 class Run:
     "The record of one execution. `init` makes one; see there."
     _followers,copying,_defined,_before,_preempting,resumed,starting_step = (),None,{},{},False,False,0
@@ -185,7 +185,7 @@ class Run:
 
     def _keep(self, path, name, type, aliases, facts, tags=()):
         from mlstack.tracking.drafts import Version
-        art = Version.of(add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, empty=bool(facts)))
+        art = Version.of(add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, draft=bool(facts)))
         self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size, **facts))
         vars(art).update(facts)
         art.tags = sorted({*art.tags,*tags})
