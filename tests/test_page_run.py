@@ -139,6 +139,15 @@ def test_nonsense_is_refused_and_the_server_lives(page, body):
     assert ask(page, '/api/runs').status == 200
 
 
+@pytest.mark.parametrize('path', ['media?name=wrong&i=99', 'media?name=wrong&i=x', 'media?name=none', 'histograms?name=wrong', 'histograms?name=none', 'table?path=TABLE&sort=99', 'table?path=TABLE&sort=x', 'table?path=TABLE&n=x', 'table?path=PICTURE',
+    'console?first=x', 'part?part=none', 'part', 'media', 'file', 'file?path=', 'run?id=', 'run', 'artifact', 'download', 'model?name=none&version=v1', 'model?name=digits-net&version=v99'])
+def test_a_question_without_an_answer(page, folder, path):
+    record = found(folder, 'rich')
+    path = path.replace('TABLE', media(page, record, 'words')).replace('PICTURE', media(page, record, 'wrong'))
+    if 'run' not in path and 'art' not in path[:3]: path += ('&' if '?' in path else '?')+'id='+quote(ids(record))
+    assert 400 <= ask(page, '/api/'+path).status < 500
+
+
 def test_what_follows_a_refused_body_is_not_heard(page):
     "A second request inside a body that was not read would be ours to answer, and a proxy would not know."
     c = socket.create_connection(page.server.server_address)

@@ -97,12 +97,13 @@ def _download(handler, ask):
     if digest_of(path)!=digest: raise Refused(409, 'the content of this file is damaged')
     send_file(handler, path, 'application/octet-stream', **{'Content-Disposition':f"attachment; filename*=UTF-8''{quote(os.path.basename(ask['file']))}"})
 
-# %% ../../nbs/tracking/05c_artifact_views.ipynb #a5248f6c
+# %% ../../nbs/tracking/05c_artifact_views.ipynb #83f06393
 def model_list(folder) -> list:
     "All models with their versions, aliases and history."
     return finite([cut_model(o) for o in Models(folder).facts()])
 
 def cut_model(o):
+    "The facts of a model, without what only its card shows."
     short = lambda v: v | {k: cut_values(v[k]) for k in ('metrics','config') if isinstance(v.get(k),dict)} | dict(card=cut(v['card']), files=dict(list(v['files'].items())[:200]), env=None)
     return o | dict(versions=[short(v) for v in o['versions'][:200]], history=o['history'][:200])
 

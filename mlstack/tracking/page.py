@@ -112,7 +112,7 @@ def _sign(path):
     try: return os.stat(path/'events').st_mtime_ns
     except OSError: return 0
 
-# %% ../../nbs/tracking/05_page.ipynb #95fa67ba
+# %% ../../nbs/tracking/05_page.ipynb #6e0fc3f0
 SCRIPTS = ('base','list','card','curves','table','parallel','scatter','importance','compare','run','media','console','artifacts','keys','start') # one scope, in this order; views have their tabs in this order too
 
 def page_html(nonce='', token='') -> str:
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError,ConnectionResetError,TimeoutError): self.close_connection = True # the reader went away
         except Refused as e: self._fail(e.status, e)
         except KeyError as e: self._fail(400, f'{e} is missing')
-        except (MlstackError,ValueError,TypeError,OSError) as e: self._fail(400, e)
+        except (MlstackError,ValueError,TypeError,OSError,IndexError,AttributeError) as e: self._fail(400, e)
         except Exception as e: self._fail(500, f'{type(e).__name__}: {e}')
 
     def do_GET(self): self._answer('GET')

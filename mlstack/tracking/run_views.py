@@ -103,7 +103,7 @@ class Recent:
 
 _media = Recent(MediaIndex)
 
-# %% ../../nbs/tracking/05a_run_views.ipynb #3c4aaafe
+# %% ../../nbs/tracking/05a_run_views.ipynb #eeb1616b
 def media_names(record):
     "What there is: name, kind and how often."
     return [dict(name=k, kind=v[0][5], count=len(v)) for k,v in sorted(_media(record.path).names.items())]
@@ -122,7 +122,9 @@ def media_at(record, name, i=-1):
 
 WHOLE = 'values','bins','boxes','masks' # what is drawn, of media
 
-def cut_item(o): return {k: v if k in WHOLE and len(json.dumps(v, default=str))<500_000 else cut(v, 5000) for k,v in o.items() if k!='sha256'}
+def cut_item(o):
+    "What the page needs of one thing that was logged."
+    return {k: v if k in WHOLE and len(json.dumps(v, default=str))<500_000 else cut(v, 5000) for k,v in o.items() if k!='sha256'}
 
 # %% ../../nbs/tracking/05a_run_views.ipynb #4583c932
 def histograms(record, name, most=120, bins=64):
@@ -233,7 +235,7 @@ def console_page(record, first=0, n=500, find=''):
         out |= dict(found=found[:20_000], hits=len(found))
     return out
 
-# %% ../../nbs/tracking/05a_run_views.ipynb #8dfb3e69
+# %% ../../nbs/tracking/05a_run_views.ipynb #5b118017
 PARTS = dict(code='code.json', environment='env.json', notebook='notebook.json', console='console') # and the files that say whether they are there
 
 def part(record, name):
@@ -243,7 +245,9 @@ def part(record, name):
     if name=='notebook': return cut_values(record.notebook, 200_000)
     raise Refused(404, f'a run has no {name!r}')
 
-def cut_values(d, most=20_000): return finite({k: [cut(o,most) for o in v] if isinstance(v,list) else cut(v,most) for k,v in d.items()})
+def cut_values(d, most=20_000):
+    "A dict whose values are short enough to be shown."
+    return finite({k: [cut(o,most) for o in v] if isinstance(v,list) else cut(v,most) for k,v in d.items()})
 
 def record_of(handler, ask):
     "The run that is asked for, if it is still there; its curves can be asked for from now on."

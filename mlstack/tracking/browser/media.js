@@ -64,7 +64,7 @@ function tableItem(o, run) {
   async function load() {
     try {
       const got = await get('api/table', {id:run, path:o.path, ...t})
-      head.replaceChildren(el('tr','', ...got.columns.map((name,i) => { const th = el('th','', press(name, () => { if (t.sort !== i) { t.sort = i; t.down = '' } else if (!t.down) t.down = 1; else { t.sort = ''; t.down = '' } t.first = 0; load() }, ''), t.sort === i ? el('span','arrow', t.down ? '↓' : '↑') : null); th.setAttribute('aria-sort', t.sort === i ? (t.down ? 'descending' : 'ascending') : 'none'); return th })))
+      head.replaceChildren(el('tr','', ...got.columns.map((name,i) => { const th = el('th','', press(name, () => { if (t.sort !== i) { t.sort = i; t.down = '' } else if (!t.down) t.down = 1; else { t.sort = ''; t.down = '' } t.first = 0; load() }, ''), t.sort === i ? el('span','arrow', t.down ? '↓' : '↑') : null); if (got.rows.some(r => typeof r[i] == 'number') && got.rows.every(r => typeof r[i] != 'string' || r[i] == 'nan')) th.className = 'number'; th.setAttribute('aria-sort', t.sort === i ? (t.down ? 'descending' : 'ascending') : 'none'); return th })))
       body.replaceChildren(...got.rows.map(row => el('tr','', ...row.map(v => cell(v, run)))))
       info.textContent = got.total ? (got.first+1).toLocaleString('en')+' – '+(got.first+got.rows.length).toLocaleString('en')+' of '+got.total.toLocaleString('en') : 'no row'
       back.disabled = !got.first; on.disabled = got.first+got.rows.length >= got.total
