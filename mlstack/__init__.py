@@ -9,6 +9,7 @@ Modules:
 - `mlstack.tracking.page`: The runs and their curves in a browser: `track.ui()` in Python, `mlstack ui` in a shell.
 - `mlstack.tracking.recorder`: `init`, `log`, `config`, `summary`, `finish`: the record of one execution, written to a folder while it happens.
 - `mlstack.tracking.sinks`: A run shown elsewhere while it is made: TensorBoard, MLflow, W&B, or any object with `.log`. Called by `init(sinks=)` and `track.sync`.
-- `mlstack.tracking.tensorboard`: TensorBoard's event files, written and read without TensorBoard: the sink `"tensorboard:logdir"`, and `track.load("logdir/")`."""
+- `mlstack.tracking.tensorboard`: TensorBoard's event files, read without TensorBoard: `track.load("logdir/")`. Its frames and messages, which the sink writes too.
+- `mlstack.tracking.tensorboard_sync`: Our runs in TensorBoard, while they are made or later: the sink `"tensorboard:logdir"`."""
 
 __version__ = "0.0.1"

@@ -7,7 +7,7 @@ A command is a function of the library with its errors made readable: what is wr
 # %% auto #0
 __all__ = ['app', 'Folder', 'runs_app', 'Query', 'Project', 'command', 'demo', 'doctor', 'ui', 'Runs', 'list_runs', 'show_run',
            'portrait', 'diff_runs', 'compare_runs', 'tag_runs', 'remove', 'bring_back', 'export_runs', 'load_runs',
-           'collect_garbage', 'check_runs', 'main']
+           'sync_runs', 'collect_garbage', 'check_runs', 'main']
 
 # %% ../nbs/91_cli.ipynb #82961e3e
 import os, sys
@@ -135,11 +135,13 @@ def portrait(record):
     from mlstack.tracking.lanes import flat
     from mlstack.tracking.tables import Spark, Table
     from mlstack.tracking.comparing import _numbers
+    from mlstack.tracking.sinks import copies
     code = record.code
     facts = dict(id=record.id, project=record.project, state=record.state+(f': {record.error}' if record.error else ''), created=f'{record.created:%Y-%m-%d %H:%M:%S}', seconds=record.seconds, tags=record.tags,
         notes=record.notes, host=record.host, command=record.command, code=(code.get('commit') or '')[:12]+(' + changes' if code.get('dirty') else ''),
         **{'forked from': f'{record.forked["run"]} at step {record.forked["step"]}'} if record.forked else {},
-        made=[f'{o["name"]}:{o["version"]}' for o in record.artifacts], used=[f'{o["name"]}:{o["version"]}' for o in record.used])
+        made=[f'{o["name"]}:{o["version"]}' for o in record.artifacts], used=[f'{o["name"]}:{o["version"]}' for o in record.used],
+        copies=[f'{o["state"]}: {o["to"]}'+(f' ({o["error"]})' if o['error'] else '') for o in copies(record)])
     rows = [['',k,v,''] for k,v in facts.items() if v not in ('',(),[],None)]
     rows += [['' if i else 'config',k,v,''] for i,(k,v) in enumerate(flat(record.config).items())]
     rows += [['' if i else 'summary',k,v,Spark(_numbers(record,k))] for i,(k,v) in enumerate(record.summary.items())]
@@ -220,6 +222,17 @@ def load_runs(path: Annotated[str, typer.Argument(help='A file, folder or URI: w
     found = track.load(path, project=project, dir=runs, **({} if step is None else {'step':step or None}), **({'metrics':metric} if metric else {}))
     print(', '.join(f'{name}: {n} run{"s"*(n!=1)}' for name,n in found.recognised.items()))
     print(found)
+
+@command('sync', runs_app)
+def sync_runs(
+    to: Annotated[str, typer.Argument(help='tensorboard:LOGDIR, mlflow:http://ADDRESS, or wandb.')],
+    query: Query = '',
+    project: Project = None,
+    runs: Folder = None,
+):
+    "Copy to another tracker what it does not have yet: mlstack runs sync tensorboard:logs."
+    import mlstack.tracking as track
+    for place in track.sync(list(_found(query, project, runs)), to=to): print(place)
 
 @command('gc', runs_app)
 def collect_garbage(days: Annotated[float, typer.Option(help='How long something stays in the trash.')] = 30, runs: Folder = None):

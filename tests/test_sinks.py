@@ -119,7 +119,7 @@ def test_rows_arrive_while_the_run_goes_on(tmp_path):
         assert time.monotonic() < end
         time.sleep(.05)
     place = Path(copies(run)[0]['place'])
-    assert scalars(place) == wanted(100) and status(place) == 0 and run.state == 'running'
+    assert scalars(place) == wanted(100) and status(place) == 0 and run.state == 'running' and run._listeners == ()
     run.finish()
     run.copying.join()
     told, = copies(run)
@@ -209,7 +209,7 @@ def test_a_follower_killed_at_any_moment_doubles_nothing(tmp_path):
     for i in range(KILLS):
         until = 60_000*(i+rng.random())/(KILLS+1)
         p = sinks._process('follow', to, [run.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while p.poll() is None and sum(o['rows'] for o in copies(run)) <= until: pass
+        while p.poll() is None and sum(o['rows'] for o in copies(run)) <= until: time.sleep(.002)
         p.kill()
         p.wait()
         partly += 0 < copies(run)[0]['rows'] < 60_000
@@ -433,3 +433,19 @@ print(f.told['state'], f.told['rows'])
     ours = run.record()
     for k in ('loss', 'back'): assert [o.tolist() for o in back.metric(k)] == [o.tolist() for o in ours.metric(k)], k
     assert back.config == ours.config and back.state == 'finished' and len(back.media('image')) == 1
+
+
+# -- the command ------------------------------------------------------------------------------------------------------------------
+
+def test_the_command(tmp_path, folder):
+    def mlstack(*args): return subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', *map(str, args)], capture_output=True, text=True, timeout=120, cwd=house.root)
+    for lr in (.1, .2):
+        with track.init(project='p', config=dict(lr=lr), surroundings=False) as run: run.log(loss=0.)
+    p = mlstack('runs', 'sync', f'tensorboard:{tmp_path}/logs', 'lr > .15')
+    assert p.stdout.split() == [str(tmp_path/'logs'/run.name)] and scalars(p.stdout.strip()) == [(0, 0.)]
+    assert 'done: tensorboard:' in mlstack('runs', 'show', run.id).stdout
+    (tmp_path/'file').touch()
+    p = mlstack('runs', 'sync', f'tensorboard:{tmp_path}/file/logs')
+    assert p.returncode == 2 and 'TensorBoard did not take this run' in p.stderr
+    p = mlstack('runs', 'sync', 'nowhere')
+    assert p.returncode == 2 and 'Allowed: wandb, tensorboard, mlflow' in p.stderr

@@ -11,7 +11,7 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError
-from mlstack.tracking import tensorboard as tb
+from mlstack.tracking import tensorboard as tb, tensorboard_sync
 from mlstack.tracking.columns import compact
 from mlstack.tracking.recorder import nice_name
 
@@ -113,6 +113,17 @@ def test_the_real_reader_finds_the_rest(copied):
     assert text('note') == ['hello *é*'] and text('table') == ['| a | b |\n|---|---|\n| 1 | x\\|y |\n| None | z  |'] and text('list') == ['[1, 2]']
     assert 'page' not in str(theirs.Tags())
 
+def test_what_cannot_be_shown_holds_nothing_up(tmp_path):
+    "A picture whose file is gone, values that only look like media: left out and named, the rest is there."
+    run = track.init(surroundings=False)
+    run.log({'img': track.Image(np.zeros((2, 2))), 'x': 1.})
+    run.log({'a': {'_type': 'image-file'}, 'b': {'_type': 'histogram', 'values': ['x'], 'bins': [1]}, 'c': {'_type': 'table-file', 'path': 'no'}, 'd': {'_type': 'audio-file', 'path': 'meta.json'}, 'e': {'_type': 'new'}, 'y': 2.})
+    run.log({'h': {'_type': 'histogram', 'values': [], 'bins': []}, 'f': {}, 'g': [], 's': '\ud800', 'z': 3.})
+    run.finish()
+    for o in (run.path/'media').iterdir(): o.unlink()
+    theirs = accumulator(track.sync(run, to=f'tensorboard:{tmp_path}/logs')[0])
+    assert [theirs.Scalars(k)[0].value for k in 'xyz'] == [1., 2., 3.] and not theirs.Tags()['images'] and 'g' in theirs.Tags()['tensors']
+
 def test_hparams_in_its_own_messages(copied):
     from tensorboard.plugins.hparams import metadata
     theirs = accumulator(copied[1])
@@ -144,6 +155,15 @@ def test_round_trip(copied, tmp_path):
     for k in ('w', 'empty bins'): assert (back.media(k)[0][1].histogram, back.media(k)[0][1].bins) == (ours.media(k)[0][1].histogram, ours.media(k)[0][1].bins)
     assert back.media('img')[0][1].data == ours.media('img')[0][1].data and [o.data for o in back.media('two')[0][1]] == [o.data for o in ours.media('two')[0][1]]
     assert back.media('sound')[0][1].data == ours.media('sound')[0][1].data and back.metric('note')[2].tolist() == ['hello *é*'] and not back.problems
+
+@pytest.mark.parametrize('state, error', [('finished', ''), ('failed', 'ValueError: no'), ('killed', ''), ('preempted', 'moved')])
+def test_how_it_ended_comes_back(tmp_path, state, error):
+    run = track.init(project='p', surroundings=False)
+    run.log({'x': 10**400, 'y': -10**400, 'z': 2**70})
+    run.summary['best'] = .1
+    run.finish(state=state, error=error)
+    back, = track.load(track.sync(run, to=f'tensorboard:{tmp_path}/logs')[0], dir=tmp_path/'again')
+    assert (back.state, back.error, back.summary) == (state, error, {'x': math.inf, 'y': -math.inf, 'z': 2.**70, 'best': .1})
 
 def test_a_second_trip_changes_no_bit(copied, tmp_path):
     once, = track.load(copied[1], dir=tmp_path/'once')
@@ -303,7 +323,7 @@ def test_records_of_nonsense(tmp_path):
     good = tb.event(1.7e9, 1, tb.scalars({'x': 1.}))
     contents = [rng.randbytes(rng.randrange(60)) for _ in range(300)]
     for _ in range(600):  # messages with a byte changed
-        o = bytearray(rng.choice([good, tb.event(1.7e9, 2, tb.value('h', 5, tb.histogram([1, 2], [0, 1, 2.]))), tb.event(1.7e9, 3, tb.value('t', 8, tb.strings(['a']), 'text')), tb.event(1.7e9, 0, tb.started(dict(a=1, b='x'), 1.7e9))]))
+        o = bytearray(rng.choice([good, tb.event(1.7e9, 2, tb.value('h', 5, tensorboard_sync.histogram([1, 2], [0, 1, 2.]))), tb.event(1.7e9, 3, tb.value('t', 8, tb.strings(['a']), 'text')), tb.event(1.7e9, 0, tensorboard_sync.started(dict(a=1, b='x'), 1.7e9))]))
         o[rng.randrange(len(o))] ^= 1 << rng.randrange(8)
         contents.append(bytes(o))
     (tmp_path/'events.out.tfevents.1').write_bytes(tb.framed([good, *contents, good]))

@@ -18,15 +18,15 @@ The names and arguments are W&B's, so `import mlstack.tracking as wandb` runs co
 # %% auto #0
 __all__ = ['Later', 'Run', 'nice_name', 'init', 'NoRun', 'current', 'log', 'finish', 'log_artifact', 'use_artifact']
 
-# %% ../../nbs/tracking/02_recorder.ipynb #b07d2241
+# %% ../../nbs/tracking/02_recorder.ipynb #589172bb
 import os, sys, json, time, atexit, threading, warnings
 from pathlib import Path
 from zlib import crc32
 
 from .. import core
 from ..core import MlstackError, StopTraining, context, set_process_context, settings, new_id
-from .lanes import Lines, Writer, flat, plain, _on_device
-from .facts import Config, RunFacts, Summary, as_config, run_state, _gone
+from .lanes import Writer, flat, plain, _on_device
+from .facts import Config, RunFacts, event_file, Summary, as_config, run_state, _gone
 from .origins import this_process, command_line, record_origins
 from .surroundings import Surroundings, wanted
 from .artifacts import add_artifact, create_once, use_artifact as _use
@@ -64,7 +64,7 @@ class Later:
         self.rows.put(None)
         self.thread.join()
 
-# %% ../../nbs/tracking/02_recorder.ipynb #f3c7843d
+# %% ../../nbs/tracking/02_recorder.ipynb #d20c3994
 class Run:
     "The record of one execution. `init` makes one; see there."
     _followers,copying,_defined = (),None,{}
@@ -83,7 +83,7 @@ class Run:
 
     def _begin(self):
         self._writer_id = new_id()
-        self._events = Lines(self.path/'events'/f'{self._writer_id}.jsonl')
+        self._events = event_file(self.path, self._writer_id)
         self._event('start', owner=self._owner, process=this_process(), command=command_line(), cwd=os.getcwd(),
             rank=self._ctx.rank, world_size=self._ctx.world_size, attempt=self._ctx.attempt)
         _keep_syncing()

@@ -18,7 +18,7 @@ from zlib import crc32
 
 from ..core import MlstackError, write_file
 
-# %% ../../nbs/tracking/07_sinks.ipynb #1bf064d9
+# %% ../../nbs/tracking/07_sinks.ipynb #b67c63ba
 class Sink:
     "Where a run is copied to. All of it happens in the follower; what it raises is retried, but for a MlstackError or ImportError."
     live = True # False: `open` and `close` are called when the run is over, and nothing else
@@ -35,7 +35,7 @@ class Sink:
 
 SINKS = dict( # 'module:class'
     wandb       = 'mlstack.tracking.wandb_sync:WandbSink',
-    tensorboard = 'mlstack.tracking.tensorboard:TensorBoardSink',
+    tensorboard = 'mlstack.tracking.tensorboard_sync:TensorBoardSink',
     mlflow      = 'mlstack.tracking.mlflow_sync:MLflowSink')
 _titles = dict(wandb='W&B', tensorboard='TensorBoard', mlflow='MLflow')
 
@@ -153,7 +153,7 @@ def _joined(rows):
         else: out.append((step,at,values))
     return out
 
-# %% ../../nbs/tracking/07_sinks.ipynb #20aa2706
+# %% ../../nbs/tracking/07_sinks.ipynb #deac6844
 EVERY,PATIENCE,GRACE = 1.,60,10 # seconds between two looks; of retries after the run's end; for other ranks after the owner's end
 
 class Follower:
@@ -185,6 +185,7 @@ class Follower:
         with open(self.file.with_suffix('.lock'),'a') as f:
             try: fcntl.flock(f, fcntl.LOCK_EX|(0 if wait else fcntl.LOCK_NB))
             except BlockingIOError: mine = False
+            except OSError: mine = True # a file system without locks
             else: mine = True
             yield mine
 
@@ -248,28 +249,30 @@ def _whole_copy(self, once):
 
 Follower.copy = _copy
 
-# %% ../../nbs/tracking/07_sinks.ipynb #80398ac6
+# %% ../../nbs/tracking/07_sinks.ipynb #b49991df
 def _late(self, pause):
     try: return self.over() and time.monotonic()+pause-self.ended>PATIENCE
     except MlstackError: return True
 
 def _failed(self, e, state):
     from traceback import format_exc, format_exception_only
-    if self.file: print(f'{time.strftime("%F %T")} {_title(self.to)}, {state}: {format_exc()}', file=sys.stderr, flush=True)
+    error = format_exception_only(e)[-1].strip().removeprefix('mlstack.core.MlstackError: ')[:500]
     self.told = self.read() if self.file else self.told
-    try: self.save(state=state, error=format_exception_only(e)[-1].strip().removeprefix('mlstack.core.MlstackError: ')[:500])
+    if self.file: print(f'{time.strftime("%F %T")} {_title(self.to)}, {state}: {error if error==self.told["error"] else format_exc()}', file=sys.stderr, flush=True)
+    try: self.save(state=state, error=error)
     except OSError: pass # there is no room to say it in the run
 
 def _run(self):
     "`copy`, again and again until it succeeds; returns whether it did."
     pause = 0
     while True:
+        begun = time.monotonic()
         try:
             self.copy()
             return True
         except Exception as e:
             if not (self.path/'meta.json').exists(): return True # the run was removed
-            pause = min(60, 2*pause or 1)
+            pause = min(60, 2*pause or 1) if time.monotonic()-begun<60 else 1
             final = isinstance(e,(ImportError,MlstackError)) or self.stop.is_set() or _late(self, pause)
             _failed(self, e, 'failed' if final else 'failing')
             if final: return False
@@ -357,13 +360,14 @@ def copies(run) -> list: # a run, record or path
         found.append({k: told.get(k) for k in ('to','state','error','place','rows')})
     return found
 
-# %% ../../nbs/tracking/07_sinks.ipynb #486ad583
+# %% ../../nbs/tracking/07_sinks.ipynb #eb98bd7c
 _mark = 'mlstack-copy:' # libraries print what they like
 
 def main(how, to, *paths):
     "What a child does: `follow` one run, or `copy` what there is of several and say where."
-    os.nice(10) # the training comes first
-    if how=='follow': sys.exit(0 if Follower(paths[0], to).run() else 1)
+    if how=='follow':
+        os.nice(10) # the training comes first
+        sys.exit(0 if Follower(paths[0], to).run() else 1)
     for path in paths: print(_mark+json.dumps(_copy_one(path, to)), flush=True)
 
 def _copy_one(path, to):
