@@ -7,7 +7,7 @@ A command is a function of the library with its errors made readable: what is wr
 # %% auto #0
 __all__ = ['app', 'Folder', 'runs_app', 'Query', 'Project', 'models_app', 'ModelName', 'VersionName', 'Why', 'To', 'Force',
            'command', 'demo', 'doctor', 'ui', 'Runs', 'list_runs', 'show_run', 'portrait', 'diff_runs', 'compare_runs',
-           'tag_runs', 'remove', 'bring_back', 'export_runs', 'report_runs', 'sync_runs', 'load_runs',
+           'tag_runs', 'remove', 'bring_back', 'export_runs', 'report_runs', 'load_runs', 'sync_runs',
            'collect_garbage', 'check_runs', 'list_models', 'show_model', 'show_card', 'register_model', 'promote_model',
            'roll_back_model', 'archive_model', 'show_lineage', 'main']
 
@@ -174,7 +174,7 @@ def compare_runs(query: Query = '', metric: Annotated[Optional[list[str]], typer
     "A row for each run, with the metrics you name."
     print(_found(query, project, runs).compare(metric or None))
 
-# %% ../nbs/91_cli.ipynb #f7b4cdcf
+# %% ../nbs/91_cli.ipynb #32309904
 @command('tag', runs_app)
 def tag_runs(
     which: Annotated[str, typer.Argument(metavar='RUN', help='Its id or name.')],
@@ -238,6 +238,16 @@ def report_runs(
 ):
     "Write a report: one HTML file with the best run, curves, what matters, what stands out."
     print(f'{_found(query, project, runs).report(output, title, metric)!r}')
+
+@command('load', runs_app)
+def load_runs(path: Annotated[str, typer.Argument(help='A file, folder or URI: wandb/, a log directory, sqlite:///mlflow.db, http://…, metrics.csv.')], project: Annotated[Optional[str], typer.Option(help='Default: the one each was logged to.')] = None,
+    step: Annotated[Optional[str], typer.Option(help='Of a table: the column that counts; "" if a row is a run.')] = None,
+    metric: Annotated[Optional[list[str]], typer.Option('--metric', help='Of a table: a column with results; again for each.')] = None, runs: Folder = None):
+    "Keep what another tool recorded; once, however often."
+    import mlstack.tracking as track
+    found = track.load(path, project=project, dir=runs, **({} if step is None else {'step':step or None}), **({'metrics':metric} if metric else {}))
+    print(', '.join(f'{name}: {n} run{"s"*(n!=1)}' for name,n in found.recognised.items()))
+    print(found)
 
 @command('sync', runs_app)
 def sync_runs(
