@@ -169,7 +169,7 @@ def _mask(o):
     Media.__init__(mask, data, 'png', class_labels={str(k):str(v) for k,v in (o.get('class_labels') or {}).items()} or None, height=size and size[0], width=size and size[1])
     return mask
 
-# %% ../../nbs/tracking/02b_media.ipynb #7ecc0009
+# %% ../../nbs/tracking/02b_media.ipynb #b589cbae
 def stored(v, run):
     "A value as it stands in a row; media, and lists of them, are kept first."
     v = as_media(v)
@@ -179,6 +179,7 @@ def stored(v, run):
 
 def as_media(v):
     "A figure or a PIL image as an Image, a plotly figure as a page; anything else as it is."
+    if type(v).__name__=='module': return Image(v) if hasattr(v,'savefig') else v # matplotlib.pyplot itself, as in W&B's examples
     home = type(v).__module__.partition('.')[0]
     if home=='PIL' or home=='matplotlib' and (hasattr(v,'savefig') or hasattr(v,'get_figure')): return Image(v)
     if home=='plotly' and hasattr(v,'to_html'): return Html(v.to_html(include_plotlyjs='cdn'), data_is_not_path=True)
