@@ -18,7 +18,7 @@ from .lanes import flat
 from .sinks import Sink
 from .tensorboard import event, field, framed, scalars, strings, value
 
-# %% ../../nbs/tracking/07b_tensorboard_sync.ipynb #4467c1be
+# %% ../../nbs/tracking/07b_tensorboard_sync.ipynb #336169ea
 def histogram(counts, edges) -> bytes:
     "Counts between edges; an empty bucket in front keeps the first edge."
     middles = [(a+b)/2 for a,b in zip(edges,edges[1:])]
@@ -65,7 +65,7 @@ def summary_of(row, run) -> bytes:
 
 def _whole_or_nothing(tag, v, run):
     try: return _other(tag, v, run)
-    except (OSError,ValueError,KeyError,TypeError,ZeroDivisionError,IndexError,struct.error) as e: # a file that is gone, a table that is damaged
+    except (OSError,ValueError,KeyError,TypeError,AttributeError,IndexError,ZeroDivisionError,struct.error) as e: # a file that is gone, a table that is damaged
         print(f'{tag!r} was left out: {type(e).__name__}: {e}', file=sys.stderr, flush=True)
         return b''
 
