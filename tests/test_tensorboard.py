@@ -117,7 +117,7 @@ def test_what_cannot_be_shown_holds_nothing_up(tmp_path):
     "A picture whose file is gone, values that only look like media: left out and named, the rest is there."
     run = track.init(surroundings=False)
     run.log({'img': track.Image(np.zeros((2, 2))), 'x': 1.})
-    run.log({'a': {'_type': 'image-file'}, 'b': {'_type': 'histogram', 'values': ['x'], 'bins': [1]}, 'c': {'_type': 'table-file', 'path': 'no'}, 'd': {'_type': 'audio-file', 'path': 'meta.json'}, 'e': {'_type': 'new'}, 'y': 2.})
+    run.log({'a': {'_type': 'image-file'}, 'b': {'_type': 'histogram', 'values': ['x'], 'bins': [1]}, 'c': {'_type': 'table-file', 'path': 'no'}, 'd': {'_type': 'audio-file', 'path': 'meta.json'}, 'e': {'_type': 'new'}, 'n': {'_type': 5}, 'y': 2.})
     run.log({'h': {'_type': 'histogram', 'values': [], 'bins': []}, 'f': {}, 'g': [], 's': '\ud800', 'z': 3.})
     run.finish()
     for o in (run.path/'media').iterdir(): o.unlink()

@@ -18,7 +18,7 @@ from .lanes import flat
 from .sinks import Sink
 from .tensorboard import event, field, framed, scalars, strings, value
 
-# %% ../../nbs/tracking/07b_tensorboard_sync.ipynb #98165c1e
+# %% ../../nbs/tracking/07b_tensorboard_sync.ipynb #336169ea
 def histogram(counts, edges) -> bytes:
     "Counts between edges; an empty bucket in front keeps the first edge."
     middles = [(a+b)/2 for a,b in zip(edges,edges[1:])]
@@ -54,7 +54,7 @@ def _other(tag, v, run):
         width,height,data = _picture(v, run)
         return value(tag, 4, field(1,height)+field(2,width)+field(3,3)+field(4,data))
     if kind=='audio-file': return value(tag, 6, sound) if (sound := _sound(v, run)) else b''
-    if kind=='html-file' or v is None: return b''
+    if v is None or kind and kind.endswith('-file') and kind!='table-file': return b'' # TensorBoard has nothing for it
     return value(tag, 8, strings([_as_table(v, run) if kind=='table-file' else v if isinstance(v,str) else json.dumps(v)]), 'text')
 
 def summary_of(row, run) -> bytes:
@@ -65,7 +65,7 @@ def summary_of(row, run) -> bytes:
 
 def _whole_or_nothing(tag, v, run):
     try: return _other(tag, v, run)
-    except (OSError,ValueError,KeyError,TypeError,ZeroDivisionError,IndexError,struct.error) as e: # a file that is gone, a table that is damaged
+    except (OSError,ValueError,KeyError,TypeError,AttributeError,IndexError,ZeroDivisionError,struct.error) as e: # a file that is gone, a table that is damaged
         print(f'{tag!r} was left out: {type(e).__name__}: {e}', file=sys.stderr, flush=True)
         return b''
 
