@@ -161,6 +161,7 @@ def varied(tmp_path_factory):
             for step in range(60):
                 run.log({'train/loss': 3*math.exp(-step/20)+i*.1})
                 if step % 10 == 9: run.log({'epoch': (step+1)/10, 'val/loss': 3*math.exp(-step/20)+i*.1+.05})
+        (run.path/'code.diff').write_text(f'--- a/train.py\n+++ b/train.py\n-momentum = .9\n+momentum = .{i} # {NASTY}\n')
     with track.init(project='try', dir=folder, config={'lr': 1., NASTY: NASTY, 'opt': NASTY}, name=NASTY, group=NASTY, tags=[NASTY]) as run:
         for step in range(40): run.log({'train/loss': [math.nan, math.inf, 2.][step % 3], NASTY+'/a': step*1., NASTY+'/b': 1.})
     return folder
@@ -293,6 +294,8 @@ def test_compare_marks_what_differs(browser, lab):
     assert lines['opt'] == [['adam', ''], ['sgd', 'other']] and 'project' not in lines
     assert lines['val/loss'][0][1] == 'top' and lines['val/loss'][1][1] == ''
     assert browser.execute_script("return [...document.querySelectorAll('.changes tr')].map(e => [...e.children].map(o => o.textContent)).find(o => o[0] == 'opt')") == ['opt', 'adam', 'sgd']
+    patch = browser.execute_script("return [...document.querySelectorAll('.diff .patch .a')].map(e => e.textContent)")
+    assert any(f'momentum = .4 # {NASTY}' in o for o in patch) and not any('momentum = .3' in o for o in patch)
     browser.execute_script("document.getElementById('differing').click()")
     until(browser, "[...document.querySelectorAll('.compare tbody th')].some(e => e.textContent == 'project')")
     silent(browser)
@@ -339,6 +342,22 @@ def test_the_keyboard_does_what_the_mouse_does(browser, lab):
     browser.execute_script("document.getElementById('help').close()")
     keys('/')
     assert browser.execute_script('return document.activeElement.id') == 'query'
+    silent(browser)
+
+
+def test_an_outlier_does_not_flatten_the_others(browser, tmp_path):
+    with track.init(project='p', dir=tmp_path) as run:
+        for step in range(200): run.log(loss=1e6 if step == 100 else math.exp(-step/50))
+    page = track.ui(port=0, block=False, dir=tmp_path)
+    try:
+        go(browser, page)
+        card = '[...cards.values()][0]'
+        until(browser, f'{card}?.u?.scales.y.max > 1e6')
+        browser.execute_script("document.getElementById('calm').click()")
+        until(browser, f'{card}.u.scales.y.max < 2')
+        browser.execute_script("document.getElementById('log').click()")
+        until(browser, f'{card}.u.scales.y.max < 10 && {card}.u.scales.y.min > 0')
+    finally: page.close()
     silent(browser)
 
 

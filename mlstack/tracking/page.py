@@ -25,7 +25,7 @@ from .lanes import flat
 from .query import Record, parse_query, run_folders
 from .run_views import RUN_ROUTES, cut, finite, kind_of
 
-# %% ../../nbs/tracking/05_page.ipynb #85bec510
+# %% ../../nbs/tracking/05_page.ipynb #42ef5117
 def run_row(record) -> dict:
     "What the list shows of a run."
     metrics = sorted({k for lane in record.lanes for k in lane.keys})
@@ -112,7 +112,7 @@ def _sign(path):
     try: return os.stat(path/'events').st_mtime_ns
     except OSError: return 0
 
-# %% ../../nbs/tracking/05_page.ipynb #1e738ff7
+# %% ../../nbs/tracking/05_page.ipynb #6e0fc3f0
 SCRIPTS = ('base','list','card','curves','table','parallel','scatter','importance','compare','run','media','console','artifacts','keys','start') # one scope, in this order; views have their tabs in this order too
 
 def page_html(nonce='', token='') -> str:
@@ -177,7 +177,7 @@ ROUTES = { # what is asked of the server: fn(handler, ask) gives a dict, sent as
     ('GET','/api/runs'): lambda handler,ask: handler.server.board.answer(ask.get('q',''), ask.get('project',''), int(ask.get('cursor',0)), ask.get('epoch','')),
 } | ANALYSIS_ROUTES | RUN_ROUTES | ARTIFACT_ROUTES
 
-# %% ../../nbs/tracking/05_page.ipynb #06505c00
+# %% ../../nbs/tracking/05_page.ipynb #fc925f63
 class Page:
     "A running server: its `url`, with the token if that is needed, and `close()`."
     def __init__(self, server, host, height): self.server,self.height,self.url = server,height,f'http://{host}:{server.server_address[1]}/{"" if server.guard.local else self._key(server)}'

@@ -86,12 +86,12 @@ const views = {
   go(name, push) {
     const to = this.all.find(v => v.name == name) || this.all[0]
     if (to == this.now) return
-    this.now?.hide?.(this.now.box); this.now = to
+    hush(); this.now?.hide?.(this.now.box); this.now = to
     for (const v of this.all) { v.box.hidden = v != to; v.tab.setAttribute('aria-selected', v == to) }
     to.tab.scrollIntoView({block:'nearest', inline:'nearest'}); $('views').scrollTop = 0
     link(push); this.show()
   },
-  show() { hush(); if (S.ready) this.now?.show(this.now.box, selected()) },
+  show() { if (S.ready) this.now?.show(this.now.box, selected()) },
 }
 const selected = () => { const there = new Set(S.order); return [...S.on.keys()].filter(id => there.has(id)) }
 keep('view', () => views.now == views.all[0] ? '' : views.now?.name, v => views.go(v))

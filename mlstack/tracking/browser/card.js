@@ -37,7 +37,7 @@ class Card {
     try {
       const data = unpack(await ask('api/curves', {runs:this.ids(), metric:this.k, x, low:zoom?.low ?? null, high:zoom?.high ?? null, log:this.logx(), n:this.buckets()}))
       this.data = Object.assign(data, {axis:x, logx:this.logx()}); this.have = stamp; this.rebuild()
-    } catch (e) { this.info.textContent = e instanceof TypeError ? 'not connected' : e.message }
+    } catch (e) { this.info.textContent = e instanceof TypeError ? 'not connected' : e.message; setTimeout(() => this.visible && this.load(), 5000) }
     this.busy = false
     if (this.have == stamp && this.stamp != stamp) this.load()
   }

@@ -8,7 +8,7 @@ function scopeTool() {
 function showScope() { for (const b of document.querySelectorAll('[data-scope]')) b.setAttribute('aria-pressed', b.dataset.scope == S.scope) }
 keep('scope', () => S.scope == 'listed' ? '' : S.scope, v => { S.scope = v == 'selected' ? v : 'listed' })
 S.metric = '' // what the analyses are about
-const aim = () => S.metric || (S.columns.numbers?.[0] ?? '').slice(2)
+const aim = () => S.columns.numbers.includes('s:'+S.metric) ? S.metric : (S.columns.numbers[0] ?? '').slice(2)
 const aims = []
 function aimTool() { const s = make('select', {onchange:() => { S.metric = s.value.slice(2); link(); views.show() }}); aims.push(s); return labelled('metric', s) }
 function showAims() { for (const s of aims) options(s, [['', S.columns.numbers.slice(0,200).map(c => [c,title(c)])]], aim() ? 's:'+aim() : '') }
