@@ -11,6 +11,7 @@ from mlstack.tracking import columns, index, query, recorder
 from mlstack.tracking.columns import compact, read_lanes
 from mlstack.tracking.lanes import LaneFile
 from mlstack.tracking.query import Record, runs
+from tests import house
 
 np = pytest.importorskip('numpy')
 KILLS = int(os.environ.get('MLSTACK_TEST_KILLS', 6))
@@ -304,6 +305,29 @@ def test_finish_does_not_compact_and_imports_nothing(folder):
     assert out.strip() == '[]', err
 
 
+def test_compacting_beside_a_rewind(folder):
+    "Whichever is faster, the run holds what was logged up to the step, once."
+    import threading
+    from mlstack.tracking.forking import make_rewind
+    for i in range(house.moments(12, 100)):
+        run = a_run(2000, seed=i, id=f'r{i}')
+        halt = threading.Event()
+        def work():
+            while not halt.is_set():
+                try: compact(run.path)
+                except MlstackError: pass
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for o in threads: o.start()
+        time.sleep(random.Random(i).uniform(0, .03))
+        make_rewind(run.path, 999)
+        halt.set()
+        for o in threads: o.join()
+        compact(run.path)
+        step, _, value = Record(run.path).metric('a')
+        want = np.random.default_rng(i).normal(size=(2000, 2))[:1000, 0]
+        assert step.tolist() == list(range(1000)) and (value == want).all() and not Record(run.path).problems, i
+
+
 # -- index: the same answers -----------------------------------------------------------------------------------------------------
 
 def make(folder, n, rng, project='many'):
@@ -405,6 +429,74 @@ def test_what_changes_is_seen_at_once(folder):
     os.utime(folder/'many'/'own0'/'events')
     query._cache.clear()
     with pytest.warns(UserWarning, match='meta.json is damaged'): assert len(runs()) == 61
+
+
+@pytest.fixture
+def looks(monkeypatch):
+    "The projects whose runs were all looked at."
+    seen, times = [], index._times
+    monkeypatch.setattr(index, '_times', lambda folder, project, runs=None: (seen.append(project) if runs is None else None, times(folder, project, runs))[1])
+    return seen
+
+
+def quiet(folder):
+    "As if nothing had happened for ten minutes, and known to the index."
+    for o in folder.glob('[!.]*'):
+        if o.is_dir():
+            for run in o.glob('[!.]*/events'): os.utime(run, (time.time()-600,)*2)
+            os.utime(o, (time.time()-600-random.random(),)*2)
+    for _ in range(2): list(runs())
+
+
+def test_one_look_at_a_project_where_nothing_has_changed(folder, looks):
+    make(folder, 60, rng := random.Random(3))
+    make(folder, 5, rng, 'other')
+    quiet(folder)
+    looks.clear()
+    questions = ['', 'acc > .5', 'state == "finished" and opt.name == "adam"']
+    for q in questions: assert quickly(q) == slowly(q)
+    assert not looks  # the runs were taken from the index unseen
+    live = track.init(project='many', id='live', config=dict(lr=5.), reinit='create_new')
+    assert [o.id for o in runs('lr == 5')] == ['live'] and looks == ['many']
+    quiet(folder)
+    looks.clear()
+    live.log(acc=.9)
+    live.config['lr'] = 6.
+    assert [o.id for o in runs('lr == 6 and acc == .9')] == ['live'] and not looks  # one that goes on is always read
+    live.finish()
+    assert [o.id for o in runs('lr == 6 and state == "finished"')] == ['live'] and not looks
+
+
+@pytest.mark.parametrize('change', ['tag', 'resume', 'remove', 'rewind', 'join'])
+def test_what_changes_in_a_quiet_project_is_seen_at_once(folder, change, looks):
+    from mlstack.tracking import housekeeping
+    with track.init(project='many', id='own', reinit='create_new') as own:
+        for i in range(9): own.log(loss=9.-i)
+    make(folder, 60, random.Random(4))
+    quiet(folder)
+    assert runs('id == "own"')[0].row and len(runs()) == 61
+    looks.clear()
+    assert [o.id for o in runs('id == "own" and loss == 1')] == ['own'] and not looks
+    if change == 'tag': housekeeping.describe(own.path, tags=['new'])
+    if change == 'resume':
+        with track.init(project='many', id='own', resume=True) as run: run.log(loss=.5)
+    if change == 'remove': housekeeping.remove_run(own.path)
+    if change == 'rewind': track.init(project='many', resume_from='own?_step=3').finish()
+    if change == 'join':
+        import subprocess
+        subprocess.run([sys.executable, '-c', 'import mlstack.tracking as t\nwith t.init(project="many") as run: run.log(loss=.25)'], check=True, env=os.environ | dict(MLSTACK_RUN=''),
+            capture_output=True)
+    for q in ('', 'loss < .6', 'tags.has("new")', 'id == "own" and loss == 6', 'id == "own"'): assert quickly(q) == slowly(q), q
+    assert looks
+
+
+def test_a_file_of_events_from_elsewhere_is_seen_a_minute_later(folder, monkeypatch):
+    make(folder, 60, random.Random(5))
+    quiet(folder)
+    path = next((folder/'many').iterdir())
+    (path/'events'/'copied.jsonl').write_text(json.dumps(dict(k='set', t=2e9, v=dict(tags=['copied'])))+'\n')
+    monkeypatch.setattr(index, 'LOOK', 0)
+    assert [o.id for o in runs('tags.has("copied")')] == [path.name]
 
 
 def test_a_killed_run_is_kept_and_its_summary_is_its_last_row(folder):

@@ -1,5 +1,5 @@
 """Faults of the tracking chapter: kills, full and read-only disks, forks, many writers, odd values. The lessons are in nbs/tracking."""
-import errno, json, math, os, random, subprocess, sys, threading, time, warnings
+import errno, json, math, os, random, shutil, subprocess, sys, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pytest
 import mlstack.tracking as track
 from mlstack import core
 from mlstack.core import MlstackError, StopTraining
-from mlstack.tracking import lanes, query, recorder
+from mlstack.tracking import columns, lanes, query, recorder
 from mlstack.tracking.query import Record, runs
 from tests import house
 
@@ -162,6 +162,34 @@ def test_where_mapping_is_refused_rows_are_written(monkeypatch, code):
     assert Record(run.path).metric('loss')[2].tolist() == [float(i) for i in range(1000)]
 
 
+@contextmanager
+def fuse(path):
+    "A folder seen through a user-space file system, as a cloud drive is; with the folder behind it."
+    for o in ('behind', 'seen'): (path/o).mkdir(parents=True)
+    if not shutil.which('bindfs'): pytest.skip('probe: bindfs is not installed (requirements/debian.txt)')
+    p = subprocess.run(['bindfs', str(path/'behind'), str(path/'seen')], capture_output=True, text=True, timeout=60)
+    if p.returncode: pytest.skip(f'probe: no user-space file system can be mounted here: {p.stderr.strip()}')
+    try: yield path/'seen', path/'behind'
+    finally: subprocess.run(['umount', '-l', str(path/'seen')], check=True)
+
+
+@pytest.mark.probe
+def test_a_drive_behind_a_network_is_written_and_the_other_side_sees_it_at_once(tmp_path):
+    with fuse(tmp_path) as (seen, behind):
+        p = python(BURST.replace("project='kill'", f"project='kill', dir={str(seen)!r}"))
+        path = Path(p.stdout.readline().strip())
+        reported = int(p.stdout.readline())
+        there = Record(behind/path.relative_to(seen))  # as another machine reads it, nothing was flushed by hand
+        assert len(there.metric('loss')[0]) >= reported
+        p.kill()
+        reported = int((p.communicate()[0].split() or [str(reported)])[-1])
+        value = Record(path).metric('loss')[2]
+        assert len(value) >= reported and value.tolist() == [float(i) for i in range(len(value))] and Record(path).state == 'killed'
+        with track.init(project='kill', id=path.name, resume=True, dir=seen) as run:
+            run.log(loss=-1.)
+            assert not any(o.mapped for o in run._writers[0].lanes.values())
+
+
 def test_a_full_disk_where_mapping_is_refused(monkeypatch, tmp_path):
     "Half a record, left by a short write, is overwritten by the next."
     lane = lanes.WrittenLane(tmp_path/'a.lane', ('loss',), {})
@@ -265,6 +293,58 @@ def test_a_reader_beside_a_fast_writer(folder):
         seen = len(value)
     p.communicate()
     assert p.returncode == 0 and len(runs()[0].metric('b')[0]) == 400_000 and not runs()[0].problems
+
+
+# -- clocks and sizes -----------------------------------------------------------------------------------------------------------
+
+def test_a_clock_that_goes_backwards_loses_no_point(folder, monkeypatch):
+    real, shift = time.time, [0.]
+    monkeypatch.setattr(lanes.time, 'time', lambda: real()+shift[0])
+    with track.init(project='clock') as run:
+        for i in range(300):
+            shift[0] = -3600.*(i % 3)  # an hour back, again and again
+            run.log(loss=i*1.)
+            run.log(word=str(i), n=i)
+    shift[0] = -7200.
+    with track.init(project='clock', id=run.id, resume=True) as again: again.log(loss=300.)
+    r = Record(run.path)
+    step, at, value = r.metric('loss')
+    assert len(value) == 301 and sorted(value) == [float(i) for i in range(301)] and (step[1:] > step[:-1]).all()
+    assert r.metric('word')[2].tolist() == [str(i) for i in range(300)] and r.state == 'finished' and not r.problems
+
+
+@pytest.mark.parametrize('resume', [None, 'allow'])
+def test_processes_that_open_one_id_at_once(folder, resume):
+    "Without resume= one has it and the others are told; with it they all log into one run. A name may be had by many."
+    code = f"import mlstack.tracking as t\nwith t.init(project='twins', id='same', resume={resume!r}, config=dict(lr=.1)) as run:\n for i in range(2000): run.log(loss=i*1.)"
+    started = [python(code) for _ in range(4)]
+    errors = [p.communicate(timeout=120)[1] for p in started]
+    won = [p.returncode == 0 for p in started]
+    assert sum(won) == (4 if resume else 1) and all('there is a run with this id' in e for w, e in zip(won, errors) if not w), errors
+    r, = runs(project='twins')
+    step, _, value = r.metric('loss')
+    assert sorted(value) == sorted([float(i) for i in range(2000)]*sum(won)) and r.config == {'lr': .1} and not r.problems
+    for p in [python("import mlstack.tracking as t\nwith t.init(project='names', name='one name') as run: run.log(loss=1.)") for _ in range(3)]: ended(p)
+    assert [o.name for o in runs(project='names')] == ['one name']*3 and len({o.id for o in runs(project='names')}) == 3
+
+
+def test_ten_million_points(folder):
+    "Every one is kept, and read back as it was, also as columns."
+    np = pytest.importorskip('numpy')
+    rows = house.moments(200_000, 2_000_000)
+    with track.init(project='many') as run:
+        row = dict.fromkeys('abcde', 0.)
+        for i in range(100): run.log(row)
+
+        for i in range(100, rows):
+            row['a'] = i*1.
+            row['e'] = -i*.5
+            run.log(row)
+    r = Record(run.path)
+    step, _, value = r.metric('a')
+    assert len(step) == rows and (step == np.arange(rows)).all() and (value[100:] == step[100:]).all() and (r.metric('e')[2][100:] == -.5*step[100:]).all()
+    columns.compact(run.path)
+    assert (Record(run.path).metric('a')[2] == value).all()
 
 
 # -- values --------------------------------------------------------------------------------------------------------------------

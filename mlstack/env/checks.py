@@ -9,13 +9,13 @@ __all__ = ['known_bad', 'Check', 'check_python', 'check_known_bad', 'meets', 'ne
            'check_accelerator', 'check_threads', 'check_load', 'check_open_files', 'check_shared_memory',
            'check_openmp', 'check_runs', 'check_git', 'Lines', 'Report', 'doctor']
 
-# %% ../../nbs/env/03_checks.ipynb #681cb464
+# %% ../../nbs/env/03_checks.ipynb #dc24f70b
 import os, re, shlex, shutil, sys
 from collections import namedtuple
 from pathlib import Path
 
 from ..core import MlstackError, settings
-from .machine import cpus, mount_of, nvidia, read_text
+from .machine import cpus, mount_of, nvidia, read_text, shared_by_network
 from .record import capture, distributions, normal
 
 # %% ../../nbs/env/03_checks.ipynb #037f240c
@@ -192,9 +192,7 @@ def check_openmp(
     if 'iomp5' in kinds and len(kinds)>1: return _warn('openmp', f'{" and ".join("lib"+o for o in kinds)} are both loaded: slow or wrong results', _pip('install','--force-reinstall','torch','numpy'))
     return _ok('openmp', ', '.join('lib'+o for o in kinds) or 'none loaded yet')
 
-# %% ../../nbs/env/03_checks.ipynb #42e71c62
-_network = 'nfs nfs4 cifs smb3 smbfs 9p lustre beegfs gpfs ceph afs glusterfs orangefs fuse.sshfs fuse.glusterfs fuse.s3fs fuse.gcsfuse fuse.rclone fuse.juicefs'.split()
-
+# %% ../../nbs/env/03_checks.ipynb #536e4dd6
 def _try_write(folder):
     import tempfile
     with tempfile.TemporaryFile(dir=folder) as f:
@@ -211,7 +209,7 @@ def check_runs(folder):
     except OSError as e: return [_wrong('runs folder', f'{near} cannot be written: {e.strerror or e}', elsewhere)]
     free,kind = shutil.disk_usage(near).free,getattr(mount_of(near),'kind','')
     found = [_ok('runs folder', f'{folder}' + (f' ({kind})' if kind else ''))]
-    if kind in _network: found = [_warn('runs folder', f'{folder} is on a network file system ({kind}): writing is slower and locks are unreliable', elsewhere)]
+    if shared_by_network(near): found = [_warn('runs folder', f'{folder} is on a network file system ({kind}): writing is slower and locks are unreliable', elsewhere)]
     if free < 256<<20: found.append(_wrong('disk', f'{_gb(free)} free', f'du -xsh {shlex.quote(str(near))}/* | sort -h; or {elsewhere}'))
     elif free < 5<<30: found.append(_warn('disk', f'{_gb(free)} free: a few checkpoints fill it', elsewhere))
     else: found.append(_ok('disk', f'{_gb(free)} free'))

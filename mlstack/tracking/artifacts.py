@@ -15,13 +15,13 @@ from pathlib import Path
 
 from ..core import MlstackError, write_file, new_id
 
-# %% ../../nbs/tracking/01b_artifacts.ipynb #2b81458e
+# %% ../../nbs/tracking/01b_artifacts.ipynb #8ff704c7
 def _copied(path, aside, tell):
     "Copy a file; its digest and size. One that changes meanwhile is copied again."
     for _ in range(5):
         digest,size,before = sha256(),0,os.stat(path)
         with open(path,'rb') as src, open(aside,'wb') as dst:
-            while block := src.read(1<<20):
+            while block := src.read(min(1<<20, before.st_size-size)): # one that grows has no end
                 digest.update(block)
                 dst.write(block)
                 size += len(block)
@@ -177,18 +177,18 @@ class Artifact:
         "The ids of the runs that logged this content: the one that made it first."
         return [o for o in (self.run, *_marks(self.store/self.name/'made', self.version)) if o]
 
-# %% ../../nbs/tracking/01b_artifacts.ipynb #fd65bad4
-def _files(path, empty):
+# %% ../../nbs/tracking/01b_artifacts.ipynb #6dfb4e20
+def _files(path, draft=False):
     "The files of a folder, sorted by name; the only one, if `path` is a file."
     if path.is_file(): return [path]
     if not path.is_dir(): raise MlstackError('there is no such file', str(path), 'save it before logging it')
     found = sorted(path.rglob('*'))
-    for o in (o for o in found if o.is_symlink()):
-        to = o.resolve()
+    for o in (o for o in found if o.is_symlink() and not draft):
+        to = Path(os.path.realpath(o))
         why = 'leads nowhere' if not o.exists() else 'leads to a folder' if to.is_dir() else 'leads out of the folder' if not to.is_relative_to(path.resolve()) else ''
         if why: raise MlstackError(f'the link {str(o.relative_to(path))!r} {why}', str(path), 'take it away, or log a copy made with `cp -rL`')
     files = [o for o in found if o.is_file()]
-    if not files and not empty: raise MlstackError('this folder is empty', str(path), 'save something into it before logging it')
+    if not files and not draft: raise MlstackError('this folder is empty', str(path), 'save something into it before logging it')
     return files
 
 BIG = 256<<20
@@ -206,7 +206,7 @@ def _telling(total, name):
         print(f'{name}: {done/1e6:,.0f} of {total/1e6:,.0f} MB kept', end='\r' if live and done<total else '\n', file=sys.stderr, flush=True)
     return tell
 
-# %% ../../nbs/tracking/01b_artifacts.ipynb #5ac415a2
+# %% ../../nbs/tracking/01b_artifacts.ipynb #50247085
 def add_artifact(
     store,         # runs/<project>/.artifacts
     path,          # a file or a folder
@@ -214,12 +214,12 @@ def add_artifact(
     type='file',   # what it is: model, dataset, …
     aliases=(),    # further names of this version, such as best
     run='',        # the run that made it
-    empty=False    # whether a folder may have no file
+    draft=False    # a folder that was filled on purpose: empty, and with links, as it may be
 ) -> Artifact:
     "Keep a file or folder as the next version of artifact `name`; content equal to the newest version is that version."
     path,store = Path(path),Path(store)
     name,aliases = _safe_name(name or path.name),[_safe_alias(o) for o in ((aliases,) if isinstance(aliases,str) else aliases)]
-    files = _files(path, empty)
+    files = _files(path, draft)
     try: tell = _telling(sum(o.stat().st_size for o in files), name)
     except OSError as e: raise MlstackError('a file was taken away while it was to be kept', str(e.filename), 'log the folder when nobody writes to it') from None
     kept = {str(o.relative_to(path)) if path.is_dir() else o.name: add_blob(store, o, tell) for o in files}

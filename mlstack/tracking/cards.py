@@ -19,10 +19,14 @@ from .facts import Config
 from .lanes import flat
 from .tables import show
 
-# %% ../../nbs/tracking/04e_cards.ipynb #b883ff8f
+# %% ../../nbs/tracking/04e_cards.ipynb #774acd65
+def _whole(v):
+    "A fact as text, at length: a digest cut short is none."
+    return show(v) if not isinstance(v,str) else v if len(v)<=500 else v[:500]+'…'
+
 def _code(v):
     "A fact in Markdown: as code, where nothing else has a meaning."
-    text = show(v).replace('`',"'").replace('|',r'\|').replace('\n',' ')
+    text = _whole(v).replace('`',"'").replace('|',r'\|').replace('\n',' ')
     return f'`{text}`' if text.strip() else ''
 
 class Card:
@@ -33,13 +37,13 @@ class Card:
         out = [f'# {self.title}']
         for heading,body in self.parts:
             if isinstance(body,str): body = re.sub(r'<(?=[a-zA-Z/!?])', '&lt;', body)
-            else: body = '\n'.join(['| | |','|---|---|', *(f'| {k if heading=="Version" else _code(k)} | {_code(v)} |' for k,v in body)])
+            else: body = '\n'.join(['| | |','|---|---|', *(f'| {k if heading in ("Version","Origin","Environment") else _code(k)} | {_code(v)} |' for k,v in body)])
             out.append(f'## {heading}\n\n{body}')
         return '\n\n'.join(out)+'\n'
     def __repr__(self): return str(self)
 
     def _repr_html_(self):
-        row = lambda k,v: f'<tr style="background:none"><td style="padding:.1em 1em .1em 0;opacity:.7;text-align:left;vertical-align:top">{escape(show(k))}</td><td style="text-align:left">{escape(show(v))}</td></tr>'
+        row = lambda k,v: f'<tr style="background:none"><td style="padding:.1em 1em .1em 0;opacity:.7;text-align:left;vertical-align:top">{escape(_whole(k))}</td><td style="text-align:left;overflow-wrap:anywhere">{escape(_whole(v))}</td></tr>'
         part = lambda o: f'<div style="white-space:pre-wrap">{escape(o)}</div>' if isinstance(o,str) else f'<table style="border-collapse:collapse;border:0">{"".join(row(*r) for r in o)}</table>'
         return f'<div style="font-size:90%"><div style="font-weight:600;font-size:120%">{escape(self.title)}</div>'+''.join(f'<div style="font-weight:600;margin-top:.6em">{escape(h)}</div>{part(o)}' for h,o in self.parts)+'</div>'
 
@@ -48,7 +52,7 @@ class Card:
         head = f'<!doctype html><meta charset="utf-8"><title>{escape(self.title)}</title><body style="font-family:system-ui,sans-serif;max-width:48em;margin:2em auto">'
         return write_file(path, head+self._repr_html_() if str(path).endswith(('.html','.htm')) else str(self))
 
-# %% ../../nbs/tracking/04e_cards.ipynb #b1bdaf2d
+# %% ../../nbs/tracking/04e_cards.ipynb #089f4756
 def _made(said):
     "Where a version came from, as pairs."
     run,code,notebook = said['run'],said['code'],said['notebook']
@@ -68,7 +72,7 @@ def card_of(version) -> Card:
     from mlstack.tracking.registry import told
     said,filled = version.facts_said,lambda rows: [(k,v) for k,v in rows if v not in ('',None,[],())]
     about = [('model',f'{version.model.name} {version.name}'), ('also called',version.aliases), ('state',version.state if version.state!='registered' else ''), ('registered',f'{version.created:%Y-%m-%d %H:%M} by {version.by}'), ('why',said['why']),
-        ('artifact',f'{version.artifact}, {version.size:,} bytes'), ('SHA-256',version.digest), ('files',list(version.files))]
+        ('artifact',f'{version.artifact}, {version.size:,} byte{"s"*(version.size!=1)}'), ('SHA-256',version.digest), ('files',list(version.files))]
     history = [(_day(o['t']), f'{told(o)}, by {o["by"]}'+(f': {o["why"]}' if o['why'] else '')) for o in version.model.log.events if version.number in (o.get('version'),o.get('was'))]
     return Card(f'{version.model.name} {version.name}', [('Version',filled(about)), ('Limits and notes',version.note), ('In spite of','\n'.join(f'- {o}' for o in version.forced)), ('Metrics',list(version.metrics.items())),
         ('Data',[(f'{o["project"]}/{o["name"]}:{o["version"]}', f'{o["type"]}, {o["digest"][:12]}') for o in version.data]), ('Origin',filled(_made(said))), ('Configuration',list(flat(version.config).items())),

@@ -24,7 +24,7 @@ from .lanes import DamagedFile, LaneFile, typed
 from .facts import RunFacts
 from .origins import alive
 
-# %% ../../nbs/tracking/01d_columns.ipynb #a016e944
+# %% ../../nbs/tracking/01d_columns.ipynb #2562cdd3
 ROWS = 1<<16 # rows of a block
 
 def _differences(words, times):
@@ -56,18 +56,23 @@ def pack(values):
     found = [(heads,*_planes(left)) for heads,left in (_differences(words, i) for i in range(3))]
     return min(found, key=lambda o: len(o[2]))
 
+_nothing = [-1]*8 # every byte is zero
+
 def unpack(heads, kinds, data, n):
     "The 64-bit words of a block."
     import numpy as np
-    n,at = n-len(heads),0
+    first,at = len(heads),0
+    if first==2 and kinds==_nothing: return np.arange(n, dtype='<u8')*np.uint64(heads[1])+np.uint64(heads[0]) # as steps are
     out = np.full(n, sum(-1-k<<8*i for i,k in enumerate(kinds) if k<0), '<u8')
-    planes = out.view('u1').reshape(-1,8)
+    planes = out[first:].view('u1').reshape(-1,8)
     for i,k in enumerate(kinds):
         if k<0: continue
         part = data[at:at+k]
-        planes[:,i] = np.frombuffer(part if k==n else zlib.decompress(part), 'u1', n)
+        planes[:,i] = np.frombuffer(part if k==n-first else zlib.decompress(part), 'u1', n-first)
         at += k
-    for o in reversed(heads): out = np.cumsum(np.concatenate([np.array([o],'<u8'),out]), dtype='<u8')
+    for i in reversed(range(first)):
+        out[i] = heads[i]
+        np.add.accumulate(out[i:], out=out[i:])
     return out
 
 # %% ../../nbs/tracking/01d_columns.ipynb #8349ec42
@@ -112,7 +117,7 @@ def write_columns(path, lanes):
         f.flush()
         os.fsync(f.fileno())
 
-# %% ../../nbs/tracking/01d_columns.ipynb #2348620c
+# %% ../../nbs/tracking/01d_columns.ipynb #70f47b76
 def _directory(path):
     "What a file of columns holds, from either copy of its directory."
     with open(path,'rb') as f:
@@ -129,7 +134,7 @@ def _directory(path):
 class ColumnLane:
     "A lane that has become columns of the file `path`."
     def __init__(self, path, entry, report=None):
-        self.path,self.name,self.info,self._entry = Path(path),entry['name'],entry['info'],entry
+        self.path,self.name,self.info,self._entry = path,entry['name'],entry['info'],entry
         self.keys,self.size,self.report = tuple(self.info['keys']),self.info['record'],report or _fail
 
     def count(self): return self._entry['count']
@@ -192,17 +197,18 @@ class ColumnLane:
 
 def _fail(text): raise DamagedFile('a block is damaged', text, 'read the run with track.runs(), which reports it and reads everything else')
 
-# %% ../../nbs/tracking/01d_columns.ipynb #e066b85d
+# %% ../../nbs/tracking/01d_columns.ipynb #46052967
 def read_lanes(path, problem=_fail):
     "Every lane of the run in `path`, as it lies there or in columns; `problem(text)` hears of what cannot be read."
     folder = Path(path)/'lanes'
     names,cold = _names(folder, '.lane'),{}
     for name in _names(folder, '.columns'):
-        try: entries = _directory(folder/name)
+        file = folder/name
+        try: entries = _directory(file)
         except DamagedFile as e: problem(str(e))
-        except OSError as e: problem(f'{folder/name}: {os.strerror(e.errno).lower()}')
+        except OSError as e: problem(f'{file}: {os.strerror(e.errno).lower()}')
         else:
-            for o in entries: cold.setdefault(o['name'], ColumnLane(folder/name, o, problem))
+            for o in entries: cold.setdefault(o['name'], ColumnLane(file, o, problem))
     for name in names:
         try:
             lane = LaneFile(folder/name)

@@ -7,22 +7,21 @@ A runs folder grows. Some runs were mistakes, some versions of a model are of no
 # %% auto #0
 __all__ = ['describe', 'remove_run', 'remove_artifact', 'trash', 'undo', 'needed', 'collect', 'check']
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #58c784c3
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #39130a3c
 import os, shutil, time
 from pathlib import Path
 
 from ..core import MlstackError, new_id, id_time, settings
 from .artifacts import Artifact, blob_path, digest_of, find_artifact
-from .facts import RunFacts, run_state
-from .lanes import Lines
+from .facts import RunFacts, event_file, run_state
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #1d2f5015
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #39399da4
 def describe(path, **what): # tags, name, notes, group, job_type
     "Change the description of the run in `path`."
     unknown = what.keys()-{'tags','name','notes','group','job_type'}
     if unknown: raise MlstackError(f'a run has no {sorted(unknown)[0]!r} to set', str(path), 'set tags, name, notes, group or job_type')
     if isinstance(what.get('tags'),str): what['tags'] = [what['tags']]
-    events = Lines(Path(path)/'events'/f'{new_id()}.jsonl')
+    events = event_file(path, new_id())
     try: events.add(dict(k='set', t=time.time(), v={k: list(v) if k=='tags' else str(v) for k,v in what.items()}))
     finally: events.close()
 

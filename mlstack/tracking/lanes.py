@@ -120,7 +120,7 @@ class Lane:
         self.fd = None
         self.path.unlink(missing_ok=True)
 
-# %% ../../nbs/tracking/01_lanes.ipynb #ce940256
+# %% ../../nbs/tracking/01_lanes.ipynb #92362281
 class WrittenLane(Lane):
     "The same file where mapping is refused: each record is one `write`."
     mapped = False
@@ -146,9 +146,18 @@ class WrittenLane(Lane):
 
     def last(self): return self.newest
 
+_remote = {} # device -> whether a network lies between
+
+def _by_network(folder):
+    device = os.stat(folder).st_dev
+    if device not in _remote:
+        from mlstack.env.machine import shared_by_network
+        _remote[device] = bool(shared_by_network(folder))
+    return _remote[device]
+
 def open_lane(path, keys, info, types=''):
-    "A mapped lane, or a written one where the file system refuses."
-    if hasattr(os, 'posix_fallocate'):
+    "A mapped lane, or a written one where the file system refuses or a network lies between, whose other side would not see the map."
+    if hasattr(os, 'posix_fallocate') and not _by_network(Path(path).parent):
         try: return Lane(path, keys, info, types)
         except OSError as e:
             if e.errno not in _no_map: raise

@@ -110,7 +110,7 @@ def _walk(places, begin, step):
                     next.append(other)
     return reached,edges
 
-# %% ../../nbs/tracking/04f_provenance.ipynb #a9134455
+# %% ../../nbs/tracking/04f_provenance.ipynb #f8c932aa
 def _described(places, node):
     "A node as facts: what it is, what it is called, how it is."
     kind,_,name = node.partition(':')
@@ -122,7 +122,7 @@ def _described(places, node):
         facts,state = places.artifact(name)
         project,artifact,version = _parts(name)
         facts,models = facts or dict(type='', size=None),[f'{v.model.name} {v.name}' for v in places.models.get(name,())]
-        detail = ', '.join(o for o in (facts['type'], f'{facts["size"]:,} bytes' if facts['size'] is not None else '', state, *models) if o)
+        detail = ', '.join(o for o in (facts['type'], f'{facts["size"]:,} byte{"s"*(facts["size"]!=1)}' if facts['size'] is not None else '', state, *models) if o)
         return dict(id=node, kind=kind, label=f'{artifact}:{version}', project=project, name=artifact, version=version, type=facts['type'], size=facts['size'], models=models, state=state, detail=detail)
     model,_,version = name.rpartition(':')
     v = Model(places.runs/'.models'/model)[version]
@@ -207,7 +207,7 @@ def lineage(
     "What `x` was made from, and what was made from it."
     return Lineage(x, dir)
 
-# %% ../../nbs/tracking/04f_provenance.ipynb #1e37578b
+# %% ../../nbs/tracking/04f_provenance.ipynb #8ec3963b
 _colours = dict(run='#8a8f98', artifact='#4c7bd9', model='#2b9a66')
 
 def _cut(text, n): return text if len(text)<=n else text[:n-1]+'…'
@@ -218,7 +218,7 @@ def svg(line, steps=4, most=8) -> str: # a Lineage
     for o in line.nodes.values():
         if abs(o['distance'])<=steps: columns.setdefault(o['distance'], []).append(o)
     shown = {o['id']:(x,y) for x,d in enumerate(sorted(columns)) for y,o in enumerate(columns[d][:most])}
-    height = 44*max((y for _,y in shown.values()), default=0)+44
+    height = 44*max((y for _,y in shown.values()), default=0)+60
     at = lambda id: (shown[id][0]*190+4, shown[id][1]*44+4)
     parts = []
     for a,b,how in line.edges:

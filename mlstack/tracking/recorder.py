@@ -18,15 +18,15 @@ The names and arguments are W&B's, so `import mlstack.tracking as wandb` runs co
 # %% auto #0
 __all__ = ['Later', 'Run', 'nice_name', 'init', 'NoRun', 'current', 'log', 'finish', 'log_artifact', 'use_artifact']
 
-# %% ../../nbs/tracking/02_recorder.ipynb #b07d2241
+# %% ../../nbs/tracking/02_recorder.ipynb #589172bb
 import os, sys, json, time, atexit, threading, warnings
 from pathlib import Path
 from zlib import crc32
 
 from .. import core
 from ..core import MlstackError, StopTraining, context, set_process_context, settings, new_id
-from .lanes import Lines, Writer, flat, plain, _on_device
-from .facts import Config, RunFacts, Summary, as_config, run_state, _gone
+from .lanes import Writer, flat, plain, _on_device
+from .facts import Config, RunFacts, event_file, Summary, as_config, run_state, _gone
 from .origins import this_process, command_line, record_origins
 from .surroundings import Surroundings, wanted
 from .artifacts import add_artifact, create_once, use_artifact as _use
@@ -64,7 +64,7 @@ class Later:
         self.rows.put(None)
         self.thread.join()
 
-# %% ../../nbs/tracking/02_recorder.ipynb #6bdde0d8
+# %% ../../nbs/tracking/02_recorder.ipynb #ee0bd75e
 class Run:
     "The record of one execution. `init` makes one; see there."
     _sinks,copying,_defined = (),None,{}
@@ -83,7 +83,7 @@ class Run:
 
     def _begin(self):
         self._writer_id = new_id()
-        self._events = Lines(self.path/'events'/f'{self._writer_id}.jsonl')
+        self._events = event_file(self.path, self._writer_id)
         self._event('start', owner=self._owner, process=this_process(), command=command_line(), cwd=os.getcwd(),
             rank=self._ctx.rank, world_size=self._ctx.world_size, attempt=self._ctx.attempt)
         _keep_syncing()
@@ -176,12 +176,13 @@ class Run:
             return self._keep(path.gathered(folder), name or path.name, path.type, [*path.aliases,*([aliases] if isinstance(aliases,str) else aliases or ())], dict(description=path.description, metadata=plain(path.metadata)))
 
     def _keep(self, path, name, type, aliases, facts):
-        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, empty=bool(facts))
+        art = add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, draft=bool(facts))
         self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size, **facts))
         return art
 
     def use_artifact(self, name, type=None):
         "The artifact `name` means (`model`, `model:v3`, `model:best`, `project/model:best`), checked; the run keeps that it was used."
+        name = getattr(name,'qualified_name',name) # a version in the registry
         *_,project,name = [self.project,*str(name).split('/')]
         art = _use(self.path.parent.parent/project/'.artifacts', name, self.id)
         if type and art.type!=type: raise MlstackError(f'{name} is a {art.type}, not a {type}', 'use_artifact(type=)', 'leave type= out or choose another artifact')

@@ -37,7 +37,7 @@ def doubts(record) -> list:
     if left: found.append((f'code that nobody committed was not recorded: {", ".join(f"{k} ({why})" for k,why in list(left.items())[:3])}{" and others" if len(left)>3 else ""}', 'commit it and run again'))
     return found
 
-# %% ../../nbs/tracking/04d_registering.ipynb #b301d16b
+# %% ../../nbs/tracking/04d_registering.ipynb #38ec3902
 def _source(source, name, runs):
     "The artifact and the run (or None) that `source` means."
     if hasattr(type(source),'record') and not isinstance(source,Version): source = source.record() # a Run
@@ -58,6 +58,7 @@ def _model_of(record):
 
 def _named(source, name, runs):
     "The artifact called `project/model:best`, or one made from a file or folder."
+    if not isinstance(source,(str,os.PathLike)): raise MlstackError(f'a {type(source).__name__} cannot be registered', 'register(source)', 'save it to a file, or pass a run or an artifact')
     if not os.path.exists(source):
         project,_,rest = str(source).rpartition('/')
         if isinstance(source,str) and re.fullmatch(r'[\w.-]+(:[\w.-]+)?', rest): return find_artifact(runs/(project or settings().project)/'.artifacts', rest)
@@ -67,7 +68,7 @@ def _named(source, name, runs):
         for path in sorted(runs.glob('[!.]*/.artifacts/*/v*.json'), key=os.path.getmtime, reverse=True):
             if digest in path.read_text(): # it was logged by a run
                 art = find_artifact(path.parent.parent, f'{path.parent.name}:{path.stem}')
-                if list(art.files.values())==[digest]: return art
+                if art.run and list(art.files.values())==[digest]: return art
     return add_artifact(runs/settings().project/'.artifacts', source, name, 'model')
 
 def _runs_of(source, dir):

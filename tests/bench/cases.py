@@ -40,21 +40,23 @@ def workers():
 def store():
     row = lambda env, who, *packages: Row(env, 'store.py', [who], [*packages])
     return Case('store', 'What it costs to record a run', repeats=2,
-        how='CPU time of the calling thread for one call with 3 numbers and with 20, median of 20 stretches of 200 calls in a row (wandb and TensorBoard: 20 calls). 100,000 steps: CPU time of all threads of the process (wandb has a second process, which is not in it) from the first call with 3 numbers '
-            'to the end of finish, without what init costs; wandb and TensorBoard log 5,000 steps, trackio 10,000, and the figure is scaled. Bytes: everything that lies on the disk for the 3 numbers of a step, right after finish and, '
+        how='CPU time of the calling thread for one call with 3 numbers and with 20, median of 20 stretches of 200 calls in a row (wandb, TensorBoard and Aim: 20 calls; MLflow: 3). 100,000 steps: CPU time of all threads of the process (wandb has a second process, which is not in it) from the first call with 3 numbers '
+            'to the end of finish, without what init costs; wandb and TensorBoard log 5,000 steps, trackio 10,000, Aim 2,000, MLflow 200, and the figure is scaled. Bytes: everything that lies on the disk for the 3 numbers of a step, right after finish and, '
             'for mlstack, as columns after compaction; one of the three is float64 noise, two came from float32. The first row looks the values up and packs them into memory with the time, which is the least a logger can do.',
         figures=dict(three=('3 numbers', 'µs'), twenty=('20 numbers', 'µs'), total=('CPU of 100,000 steps', 's'), bytes=('bytes a point', ''), compacted=('compacted', '')),
         rows={'packed into memory': row('project', 'packed'), 'a line of csv, flushed': row('project', 'csv'), 'mlstack': row('project', 'mlstack', 'mlstack'), 'trackio': row('trackio', 'trackio', 'trackio'),
-            'wandb, offline': row('wandb', 'wandb', 'wandb'), 'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch')})
+            'wandb, offline': row('wandb', 'wandb', 'wandb'), 'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch'),
+            'MLflow, SQLite': row('mlflow_store', 'mlflow', 'mlflow-skinny'), 'Aim': row('aim', 'aim', 'aim')})
 
 def reading():
     row = lambda env, who, *packages: Row(env, 'reading.py', [who], [*packages])
     return Case('reading', 'What it costs to read 100 runs', repeats=1, timeout=600,
-        how='100 runs with 10,000 steps of 5 numbers, random noise. CPU time of a process that has pandas imported: all of it to a DataFrame; one number of all runs; the run with the least value of it, asked a second time. '
-            'lanes: as a run leaves them; columns: after compaction. TensorBoard: EventAccumulator, with nothing left out, on one run, scaled to 100; it has no way to read one number alone.',
+        how='100 runs with 10,000 steps of 5 numbers, random noise. CPU time of a process that has pandas imported: all of it to a DataFrame (the peers: to what their SDK gives); one number of all runs; the run with the least value of it, asked a second time. '
+            'lanes: as a run leaves them; columns: after compaction. The peers read one run, and the figure is scaled to 100: TensorBoard with EventAccumulator and nothing left out (it has no way to read one number alone), trackio with its SQLiteStorage.get_logs (as private as it looks; its Api has no history), MLflow with get_metric_history, Aim with its SDK after `aim storage reindex`.',
         figures=dict(all=('everything', 's'), one=('one number', 's'), best=('best run', 's'), bytes=('bytes a point', '')),
         rows={'mlstack, lanes': row('project', 'lanes', 'mlstack', 'pandas'), 'mlstack, columns': row('project', 'columns', 'mlstack', 'pandas'), 'csv, pandas': row('project', 'csv', 'pandas'),
-            'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch')})
+            'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch'),
+            'trackio': row('trackio', 'trackio', 'trackio'), 'MLflow, SQLite': row('mlflow_store', 'mlflow', 'mlflow-skinny'), 'Aim': row('aim', 'aim', 'aim')})
 
 def finding():
     return Case('finding', 'What it costs to find runs among 10,000', repeats=2,

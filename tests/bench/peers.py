@@ -10,6 +10,8 @@ base = (torch_line, 'numpy')  # the environment that peers with torch borrow it 
 peers = dict(
     wandb=(['wandb==0.31.0'], False),
     mlflow=(['mlflow-skinny==3.17.2'], False),
+    mlflow_store=(['mlflow-skinny==3.17.2', 'sqlalchemy==2.0.44', 'alembic==1.17.2', 'pandas==3.0.5'], False),  # what its SQLite store needs
+    aim=(['aim==3.29.1'], False),
     tensorboard=(['tensorboard==2.21.0'], True),
     trackio=(['trackio==0.43.0'], False),
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`

@@ -1,13 +1,13 @@
-"store.py WHO: what it costs to record a run with packed, csv, mlstack, trackio, wandb, tensorboard."
-import json, os, random, struct, sys, tempfile, time
+"store.py WHO: what it costs to record a run with packed, csv, mlstack, trackio, wandb, tensorboard, mlflow, aim."
+import itertools, json, os, random, struct, sys, tempfile, time
 from pathlib import Path
 
 who = sys.argv[1]
 folder = Path(tempfile.mkdtemp())
 os.environ.update(WANDB_MODE='offline', WANDB_SILENT='true', TRACKIO_DIR=str(folder), HF_HUB_OFFLINE='1', GRADIO_ANALYTICS_ENABLED='False')
 names = {n: [f'metric/{i}' for i in range(n)] for n in (3, 20)}
-steps = dict(wandb=5000, tensorboard=5000, trackio=10_000).get(who, 100_000)
-stretch = 20 if who in ('wandb', 'tensorboard') else 200
+steps = dict(wandb=5000, tensorboard=5000, trackio=10_000, mlflow=200, aim=2000).get(who, 100_000)
+stretch = dict(wandb=20, tensorboard=20, mlflow=3, aim=20).get(who, 200)
 
 # Each makes (log a row of numbers by name, finish).
 
@@ -49,6 +49,18 @@ def tensorboard():
         for k, v in row.items(): writer.add_scalar(k, v, step)
     return log, writer.close
 
+def mlflow():
+    import mlflow
+    mlflow.set_tracking_uri(f'sqlite:///{folder}/mlflow.db')
+    mlflow.set_experiment('bench')
+    mlflow.start_run()
+    return lambda row, steps=itertools.count(): mlflow.log_metrics(row, step=next(steps)), mlflow.end_run
+
+def aim():
+    from aim import Run
+    run = Run(repo=str(folder), experiment='bench', system_tracking_interval=None, log_system_params=False, capture_terminal_logs=False)
+    return lambda row, steps=itertools.count(): run.track(row, step=next(steps)), run.close
+
 def per_call(log, n):
     "CPU time of this thread for a call, less the loop."
     rng, found = random.Random(0), []
@@ -64,7 +76,7 @@ def per_call(log, n):
 cpu = time.process_time
 def size(end=''): return sum(o.stat().st_size for o in folder.rglob('*'+end) if o.is_file() and not o.is_symlink())
 
-make = dict(packed=packed, csv=csv, mlstack=mlstack, wandb=wandb, trackio=trackio, tensorboard=tensorboard)[who]
+make = dict(packed=packed, csv=csv, mlstack=mlstack, wandb=wandb, trackio=trackio, tensorboard=tensorboard, mlflow=mlflow, aim=aim)[who]
 out, sys.stdout = sys.stdout, open(os.devnull, 'w')
 log, finish = make()
 before = size()
