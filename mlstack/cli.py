@@ -76,12 +76,13 @@ def doctor(json: Annotated[bool, typer.Option('--json', help='For programs.')] =
 def ui(
     port: Annotated[Optional[int], typer.Option(help='Default: the setting page_port, or the next free one.')] = None,
     open: Annotated[bool, typer.Option('--open/--no-open', help='Open a browser.')] = True,
+    host: Annotated[str, typer.Option(help='Another address is open to other machines; a token is needed then.')] = '127.0.0.1',
     runs: Folder = None,
 ):
-    "The page: runs and their curves in a browser, on this machine only."
+    "The page: runs and their curves in a browser."
     import mlstack.tracking as track
     if runs: os.environ['MLSTACK_RUNS'] = str(runs.absolute())
-    track.ui(port=port, open=open)
+    track.ui(port=port, open=open, host=host)
 
 # %% ../nbs/91_cli.ipynb #8bfcc5cf
 class Runs(typer.core.TyperGroup):

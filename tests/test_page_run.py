@@ -4,10 +4,23 @@ from urllib.parse import quote, urlencode
 import numpy as np
 import pytest
 import mlstack.tracking as track
+from mlstack.tracking.media import Media
 from mlstack.tracking.query import Record
 
 NASTY = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 ODD = 'é🔥/<b>a b</b>/.. %2e'
+
+
+BOXES = dict(seen=dict(box_data=[dict(position=dict(minX=.1, maxX=.5, minY=.2, maxY=.6), class_id=1, scores=dict(p=.9)), dict(position=dict(middle=[20, 20], width=10, height=10), domain='pixel', class_id=2, box_caption=NASTY)], class_labels={1: NASTY}))
+EVIL = '<svg xmlns="http://www.w3.org/2000/svg" width="50" height="50" onload="parent.hit=1"><script>parent.hit=1</script><circle r="20"/></svg>'
+
+class Chart(Media): kind, ending = 'chart-file', 'svg'
+class Other(Media): kind, ending = 'molecule-file', 'pdb'
+class Masked(track.Image):
+    "With a mask beside it: a picture of class numbers, as W&B's shape has it."
+    def stored_in(self, run):
+        mask = track.Image(np.tile(np.array([[0, 1], [2, 1]], 'uint8'), (20, 20))).stored_in(run)
+        return super().stored_in(run) | dict(masks=dict(truth=dict(mask, class_labels={'1': NASTY, '2': 'road'})))
 
 
 def rich(folder, name='rich', project='digits', **more):
@@ -34,6 +47,7 @@ def folder(tmp_path_factory):
     with track.init(project='digits', dir=folder, name=NASTY, group=NASTY, notes=NASTY, tags=[NASTY], config={NASTY: NASTY, 'long': 'x'*(1 << 20)}) as run:
         for step in range(5): run.log({ODD: step*1., NASTY: track.Image(np.zeros((4, 4), 'uint8'), caption=NASTY), 'table': track.Table([NASTY], [[NASTY], ['y'*(1 << 20)]])}, step=step)
         run.summary[NASTY] = 'z'*(1 << 20)
+        run.log({'boxed': Masked(np.zeros((40, 40), 'uint8'), boxes=BOXES), 'chart': Chart(EVIL.encode()), 'other': Other(b'x')})
         run.use_artifact('net:best')
         print(NASTY)
         track.alert(NASTY, NASTY, run=run)
@@ -61,7 +75,7 @@ class Answer:
 
 def ask(page, path, method='GET', body=None, **headers):
     "One request with exactly these headers; path as it is, without any tidying."
-    host, port = '127.0.0.1', page.server.server_address[1]
+    host, port = page.server.server_address
     c = http.client.HTTPConnection(host, port, timeout=20)
     headers = {k.replace('_', '-'): v for k, v in headers.items()}
     c.putrequest(method, path, skip_host='Host' in headers, skip_accept_encoding=True)
@@ -275,7 +289,7 @@ def test_promote_through_the_page(page, folder):
 # Other machines, proxies, notebooks
 
 def test_open_to_others_everything_needs_the_token(folder):
-    page = track.ui(port=0, block=False, dir=folder, host='0.0.0.0')
+    page = track.ui(port=0, block=False, dir=folder, host='127.0.0.2')  # any address but 127.0.0.1 is for others
     try:
         token = page.url.partition('?token=')[2]
         for path in ('/', '/api/runs', '/api/runs?token='+token, '/?token=wrong', '/?token='): assert ask(page, path, Host='127.0.0.1').status == 403
@@ -402,6 +416,12 @@ def test_nothing_of_a_run_becomes_markup(browser, page, folder):
     see(browser, page, record, 'media')
     until(browser, "document.querySelector('figcaption')?.textContent.includes('<script>') && document.querySelector('td')?.textContent.includes('<script>')")
     assert browser.execute_script("return document.querySelector('#one').textContent.length") < 60_000  # not a megabyte
+    until(browser, "document.querySelectorAll('.boxed').length == 2 && [...document.querySelectorAll('.classes span')].length == 2")
+    assert browser.execute_script("const b = document.querySelectorAll('.boxed'); return [b[0].style.left, b[0].style.height, b[1].style.left, b[1].style.width]") == ['10%', '40%', '37.5%', '25%']
+    until(browser, "[...document.querySelectorAll('.kind-chart-file img')].some(o => o.naturalWidth == 50)")
+    browser.execute_script("document.querySelector('.kind-other').scrollIntoView()")
+    until(browser, "document.querySelector('.kind-other .missing')")
+    assert browser.execute_script("return [document.querySelector('.kind-other .missing').textContent, window.hit ?? null]") == ['A molecule is not drawn here. download it', None]
     for view in ('artifacts', 'models'):
         see(browser, page, view=view, artifact='digits/net:' if view == 'artifacts' else '')
         until(browser, "document.querySelectorAll('.lineage .node').length")

@@ -1,6 +1,6 @@
 // pictures, sound, pages, tables and histograms of one run, each with a slider over its steps
 const fileAt = (run, path, more) => 'api/file?'+new URLSearchParams({id:run, path, ...more})
-const kindName = {'image-file':'Pictures', 'table-file':'Tables', 'histogram':'Histograms', 'html-file':'Pages', 'audio-file':'Sound'}
+const kindName = {'image-file':'Pictures', 'chart-file':'Charts', 'video-file':'Video', 'table-file':'Tables', 'histogram':'Histograms', 'html-file':'Pages', 'audio-file':'Sound'}
 
 function failing(e, text) { e.onerror = () => e.replaceWith(el('div','missing', text || 'This file is not here, or only half of it.')); return e }
 const caption = o => o.caption ? el('figcaption','',longText(said(o.caption),120)) : null
@@ -8,7 +8,30 @@ function imageItem(o, run) {
   const img = failing(Object.assign(el('img'), {src:fileAt(run,o.path), alt:said(o.caption || 'picture'), loading:'lazy', decoding:'async'}))
   if (o.width) { img.width = o.width; img.height = o.height; if (o.width <= 96) img.classList.add('tiny') }
   img.onclick = () => largeView(img.src, said(o.caption))
-  return el('figure','', img, caption(o))
+  return el('figure','', ...withLayers(img, o, run), caption(o))
+}
+// boxes and masks over a picture, each with a switch
+function withLayers(img, o, run) {
+  const layers = [...Object.keys(o.boxes || {}).map(k => [k, () => boxesOf(o, o.boxes[k])]), ...Object.keys(o.masks || {}).map(k => [k, () => maskOf(o.masks[k], run)])]
+  if (!layers.length) return [img]
+  const pic = el('div','pic', img), tools = el('div','layers')
+  for (const [k, draw] of layers) { const layer = el('div','layer', ...draw()); pic.append(layer); const tick = make('input', {type:'checkbox', checked:true, onchange:() => layer.hidden = !tick.checked}); tools.append(el('label','tool', tick, el('span','',k))) }
+  return [pic, tools]
+}
+const tinted = i => colours[Math.abs(i || 0)%colours.length]
+function boxesOf(o, {box_data=[], class_labels={}}) { // as W&B has them: parts of the picture, or pixels
+  return box_data.slice(0,500).map(b => {
+    const p = b.position || {}, w = b.domain == 'pixel' ? o.width : 1, h = b.domain == 'pixel' ? o.height : 1, [x,y,wide,high] = p.middle ? [p.middle[0]-p.width/2, p.middle[1]-p.height/2, p.width, p.height] : [p.minX, p.minY, p.maxX-p.minX, p.maxY-p.minY]
+    const text = said(b.box_caption ?? class_labels?.[b.class_id] ?? ''), e = el('div','boxed', text ? el('span','',brief(text,60)) : null), c = tinted(b.class_id); e.title = text
+    Object.assign(e.style, {left:100*x/w+'%', top:100*y/h+'%', width:100*wide/w+'%', height:100*high/h+'%', borderColor:c}); if (text) e.firstChild.style.background = c
+    return e })
+}
+function maskOf(m, run) { // a picture whose grey is the number of a class
+  const canvas = el('canvas'), source = new Image(), names = el('div','classes'); source.src = fileAt(run, m.path)
+  source.onload = () => { canvas.width = source.naturalWidth; canvas.height = source.naturalHeight; const g = canvas.getContext('2d'); g.drawImage(source,0,0); const d = g.getImageData(0,0,canvas.width,canvas.height), seen = new Set()
+    for (let i = 0; i < d.data.length; i += 4) { const k = d.data[i]; if (!k) { d.data[i+3] = 0; continue } seen.add(k); const c = parseInt(tinted(k).slice(1),16); d.data[i] = c>>16; d.data[i+1] = c>>8&255; d.data[i+2] = c&255; d.data[i+3] = 130 }
+    g.putImageData(d,0,0); names.replaceChildren(...[...seen].slice(0,20).map(k => { const e = el('span','', said(m.class_labels?.[k] ?? k)); e.style.background = tinted(k); return e })) }
+  return [canvas, names]
 }
 function largeView(src, text) {
   const img = Object.assign(el('img'), {src, alt:text}), box = el('div','large', img, text ? el('p','',text) : null), shut = () => { box.remove(); removeEventListener('keydown', key, true) }
@@ -16,7 +39,7 @@ function largeView(src, text) {
   box.onclick = shut; addEventListener('keydown', key, true); document.body.append(box)
 }
 const audioItem = (o, run) => el('figure','sound', failing(Object.assign(el('audio'), {src:fileAt(run,o.path), controls:true, preload:'metadata'})), caption(o))
-const videoItem = (o, run) => el('figure','', failing(Object.assign(el('video'), {src:fileAt(run,o.path), controls:true, preload:'metadata'})), caption(o))
+const videoItem = (o, run) => o.path.endsWith('.gif') ? imageItem(o, run) : el('figure','', failing(Object.assign(el('video'), {src:fileAt(run,o.path), controls:true, preload:'metadata'})), caption(o))
 function htmlItem(o, run) { // a stranger's page: no scripts and an origin of its own, here by the frame and again by what the server sends with it
   const frame = el('iframe','page'); frame.setAttribute('sandbox',''); frame.title = 'a page that the run logged'; frame.src = fileAt(run,o.path)
   const larger = press('larger', () => { frame.classList.toggle('tall'); larger.textContent = frame.classList.contains('tall') ? 'smaller' : 'larger' })
@@ -24,7 +47,12 @@ function htmlItem(o, run) { // a stranger's page: no scripts and an origin of it
   return el('figure','wide', frame, el('div','under-page', larger, allow))
 }
 
-const showItem = {'image-file':imageItem, 'audio-file':audioItem, 'html-file':htmlItem, 'table-file':tableItem, 'video-file':videoItem}
+const showItem = {'image-file':imageItem, 'audio-file':audioItem, 'html-file':htmlItem, 'table-file':tableItem, 'video-file':videoItem, 'chart-file':chartItem}
+function chartItem(o, run) {
+  const figure = imageItem(o, run); if (o.table?.path) { const more = press('as a table', () => more.replaceWith(tableItem(o.table, run))); figure.append(more) }
+  return figure
+}
+const otherItem = (o, run) => el('div','missing', 'A '+said(o._type).replace('-file','')+' is not drawn here. ', o.path ? make('a', {cls:'link', href:fileAt(run,o.path), download:''}, 'download it') : null)
 
 // a table: pages of it come from the server, sorted there
 function tableItem(o, run) {
@@ -97,7 +125,7 @@ class MediaCard {
     const at = this.at, got = await get('api/media', {id:this.run, name:this.entry.name, i:at}).catch(e => ({items:[], why:e.message})); if (at != this.at) return
     const key = JSON.stringify(got.items); if (key == this.key) return; this.key = key
     this.body.style.minHeight = this.body.offsetHeight+'px' // no jump while pictures load
-    this.body.replaceChildren(...got.items.slice(0,200).map(o => (showItem[o._type] || (o => el('div','missing', 'a '+said(o._type)+' cannot be shown here')))(o, this.run)), ...(got.why ? [el('div','missing',got.why)] : []))
+    this.body.replaceChildren(...got.items.slice(0,200).map(o => (showItem[o._type] || otherItem)(o, this.run)), ...(got.why ? [el('div','missing',got.why)] : []))
     setTimeout(() => this.body.style.minHeight = '', 400)
   }
 }
