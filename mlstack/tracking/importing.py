@@ -8,12 +8,12 @@ Everybody who would use a new tracker has years of runs in an old one. A reader 
 __all__ = ['READERS', 'safe_name', 'safe_id', 'Import', 'keep', 'extend', 'rows', 'curves', 'connect', 'columns_of', 'is_sqlite',
            'each', 'load']
 
-# %% ../../nbs/tracking/08_importing.ipynb #2984bcc7
+# %% ../../nbs/tracking/08_importing.ipynb #c49f757c
 import json, os, re, sqlite3, sys, warnings
 from hashlib import sha256
 from pathlib import Path
 
-from ..core import MlstackError, new_id, settings
+from ..core import MlstackError, new_id, settings, write_file
 from .artifacts import add_artifact, create_once, digest_of, find_artifact, versions
 from .columns import drop_lanes
 from .lanes import DamagedFile, Lines, Writer, _exact, disk_full, flat
@@ -137,7 +137,7 @@ class Import:
         with open(self.aside/'console'/f'{self.writer_name}.log','a',encoding='utf-8',errors='replace') as f:
             for at,kind,line in lines: f.write(f'{at:.3f} {kind} {line}\n')
 
-# %% ../../nbs/tracking/08_importing.ipynb #0a62d442
+# %% ../../nbs/tracking/08_importing.ipynb #8a6d67ab
 def keep(self:Import, state='finished', error='', ended=None) -> Path:
     "Make or complete the run; returns its folder. A run of our own is left as it is."
     if self.ours: return self.path
@@ -197,7 +197,10 @@ def _version(path, file, name, type, aliases):
     store,file = path.parent/'.artifacts',Path(file)
     mine = [o for n in versions(store, name) if (o := find_artifact(store, f'{name}:v{n}')).run==path.name]
     contents = mine and {str(o.relative_to(file)) if file.is_dir() else o.name: digest_of(o) for o in ([file] if file.is_file() else file.rglob('*')) if o.is_file()}
-    art = next((o for o in mine if o.files==contents), None) or add_artifact(store, file, name, type, aliases, path.name)
+    art = next((o for o in mine if o.files==contents), None)
+    if art is None: art = add_artifact(store, file, name, type, aliases, path.name)
+    else:
+        for alias in aliases: write_file(store/name/f'alias-{safe_name(alias)}', art.version)
     return dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size)
 
 Import.keep,Import._move_in = keep,_move_in
