@@ -49,11 +49,18 @@ def test_a_run_that_ends_with_its_cell_is_not_left_half_drawn(tmp_path):
     assert 'short: finished, 10 steps' in nb.cells[1].outputs[0]['data']['text/html']
     assert len(nb.cells[3].outputs)==1
 
+def test_a_cell_that_is_run_again(tmp_path):
+    "Takes over: one thread draws, in the newer cell."
+    again = "a.append(track.live('loss < 10', every=.5))"
+    _,nb = execute(tmp_path, "import mlstack.tracking as track, threading\na = []\nrun = track.init(project='p', name='r')\nrun.log(loss=1)", again, again,
+        "print(sum(o.name=='mlstack-live' for o in threading.enumerate()), a[0]._ended.is_set(), a[1]._ended.is_set())\nrun.finish()\na[1].stop()")
+    assert nb.cells[3].outputs[0]['text'].split() in (['1','True','False'],['2','True','False']) # the first may be in its last sleep
+
 def test_another_process(tmp_path):
     "Runs of a process that was started elsewhere, found by a query, some of them later."
-    code = f"import mlstack.tracking as track, time\nfor k in range(2):\n    with track.init(project='other', name=f'there {{k}}', dir={str(tmp_path/'runs')!r}) as run:\n        for i in range(30): run.log(loss=1/(i+1)); time.sleep(.05)"
+    code = f"import mlstack.tracking as track, time, os\nfor k in range(2):\n    with track.init(project='other', name=f'there {{k}}', dir={str(tmp_path/'runs')!r}) as run:\n        run.log(loss=1.)\n        while not os.path.exists('go'): time.sleep(.01)\n        for i in range(30): run.log(loss=1/(i+1)); time.sleep(.05)"
     p = subprocess.Popen([sys.executable,'-c',code], env=house.environment(), cwd=tmp_path)
-    try: client,nb = execute(tmp_path, "import mlstack.tracking as track, time\nlive = track.live('project==\"other\"', every=.5)\nend = time.time()+60\nwhile time.time()<end and not (len(live.records)==2 and not live.running): time.sleep(.1)\nlive.stop()")
+    try: client,nb = execute(tmp_path, "import mlstack.tracking as track, time\nlive = track.live('project==\"other\"', every=.5)\nwhile not live.running: time.sleep(.1)\nopen('go','w').close()\nend = time.time()+60\nwhile time.time()<end and not (len(live.records)==2 and not live.running): time.sleep(.1)\nlive.stop()")
     finally:
         p.wait(60)
     seen = [re.sub('<[^>]+>','',d['text/html'])[:30] for _,d,_ in client.updates]
@@ -95,6 +102,7 @@ def test_a_reader_in_trouble_does_not_disturb(tmp_path):
     out = open(tmp_path.parent/f'{tmp_path.name}.txt','w')
     live = run.live(every=.5, out=out)
     run.log(loss=.5)
+    run._origins.join()
     shutil.move(run.path, tmp_path/'gone')
     time.sleep(1.2)
     run.log(loss=.25)

@@ -128,7 +128,7 @@ def line_chart(
     opacity = 1 if len(curves)<=len(COLOURS) else .65
     return _frame(f'<g fill="none" stroke-linejoin="round" stroke-opacity="{opacity}">{"".join(drawn)}</g>', title, xs, ys, x_label, width, height)
 
-# %% ../../nbs/tracking/04c_charts.ipynb #60d209f4
+# %% ../../nbs/tracking/04c_charts.ipynb #f0e9a99b
 class _Words:
     "A scale of words."
     low,high,log = 0,1,False
@@ -156,7 +156,7 @@ def point_chart(
         xs = Scale(min(xv), max(xv), _left+6, width-_right-6, min(xv)>0 and max(xv)>=20*min(xv) if log is None else log)
         place = lambda i,v: float(xs(float(v)))
     else:
-        words = list(dict.fromkeys(str(v) for v in sorted({o[1] for o in points}, key=None if numbers else str)))
+        words = [str(v) for v in sorted({o[1] for o in points})] if numbers else sorted({str(o[1]) for o in points})
         xs = _Words(words, _left, width-_right)
         spread = (width-_left-_right)/len(words)*.5
         place = lambda i,v: xs(str(v))+((i*.618)%1-.5)*spread # so that equal ones do not hide each other

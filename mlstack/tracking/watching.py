@@ -53,7 +53,7 @@ def text_line(records, metrics=None, width=100) -> str:
     while len(parts)>1 and sum(map(len,parts))+3*len(parts)>width: parts.pop()
     return '   '.join(parts)[:width]
 
-# %% ../../nbs/tracking/04e_watching.ipynb #bf307e6e
+# %% ../../nbs/tracking/04e_watching.ipynb #e65843aa
 QUIETER = 100 # the thread sleeps so many times as long as it drew
 
 def in_kernel():
@@ -69,8 +69,8 @@ def _mode(out):
 
 class Live:
     "Runs drawn again while they run: `stop()` ends it, `draws` and `cpu` (seconds) say what it cost."
-    def __init__(self, find, metrics=None, every=1., out=None):
-        self.find,self.metrics,self.every,self.out = find,metrics,max(every,.5),out
+    def __init__(self, find, metrics=None, every=1., out=None, asked=None):
+        self.find,self.metrics,self.every,self.out,self.asked = find,metrics,max(every,.5),out,asked
         self.draws,self.cpu,self.handle,self.error,self.records = 0,0.,None,None,[]
         self._said,self._seen,self._ended,self._lock,self._pid = None,None,threading.Event(),threading.RLock(),os.getpid()
         self.mode = _mode(out)
@@ -84,13 +84,14 @@ class Live:
     def running(self): return any(o.state=='running' for o in self.records)
 
     def _watch(self):
-        wait,idle = self.every,0
+        wait,idle,ran = self.every,0,False
         while not self._ended.wait(wait):
             began = time.monotonic()
             try: self.draw()
             except Exception as e: self.error = e # a reader's trouble must not reach the training; shown in repr
-            idle = 0 if self.running else idle+1
-            if idle>=(1 if not callable(self.find) else 5): return self.stop()
+            ran = ran or self.running
+            idle = 0 if self.running or not ran else idle+1 # what a query will find may not have begun yet
+            if idle>=10 or not (self.running or callable(self.find)): return self.stop()
             wait = max(self.every, QUIETER*(time.monotonic()-began))
 
     def draw(self, last=False):
@@ -166,7 +167,7 @@ def _stop_all():
 atexit.register(_stop_all)
 _hooked = []
 
-# %% ../../nbs/tracking/04e_watching.ipynb #8d353bf0
+# %% ../../nbs/tracking/04e_watching.ipynb #405f6da2
 def live(
     runs=None,   # an open run, a run, what runs() gives, or a query; default: the runs that are open
     metrics=None,# names; default: the main ones
@@ -182,9 +183,10 @@ def live(
     elif isinstance(runs,Runs): find = list(runs)
     else: find = [Record(o.path) if hasattr(o,'record') else o for o in (runs if isinstance(runs,(list,tuple)) else [runs])]
     if not all(isinstance(o,Record) for o in (find if isinstance(find,list) else ())): raise MlstackError(f'{type(runs).__name__!r} is no run', 'live(runs)', 'pass a run, what runs() gives, or a query')
-    for o in list(_lives): # a cell that is run again
-        if o.mode=='cell' and not callable(find) and not callable(o.find) and {r.path for r in o.records}=={r.path for r in find}: o.stop()
-    return Live(find, metrics, every, out)
+    asked = runs if isinstance(runs,str) else {o.path for o in find} if isinstance(find,list) else None
+    for o in list(_lives): # a cell that is run again takes over from its former self
+        if o.asked==asked and o.mode=='cell': o.stop()
+    return Live(find, metrics, every, out, asked)
 
 def _open_runs():
     "Those of this process, or else all that run now; one that was followed stays when it ends."
