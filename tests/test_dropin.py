@@ -406,7 +406,7 @@ def test_api_over_many_runs(tmp_path):
 def test_a_filter_is_mongos():
     "Against a plain reading of the operators, on random documents."
     import random
-    from mlstack.tracking import wandb_api
+    from mlstack.tracking import wandb_filters
     rng = random.Random(0)
     class Fake:
         def __init__(self, config): self.config, self.summary, self.facts = config, {}, type('F', (), dict(meta=dict(created=0.)))
@@ -424,7 +424,7 @@ def test_a_filter_is_mongos():
             truth = tests[op](config.get(k), v)
             return ({f'config.{k}': {'$not': {op: v}}}, not truth) if rng.random() < .2 else ({f'config.{k}': {op: v}}, truth)
         filters, truth = make(2)
-        assert wandb_api.matches(Fake(config), filters) == truth, (config, filters)
+        assert wandb_filters.matches(Fake(config), filters) == truth, (config, filters)
 
 
 # The recorder
