@@ -620,8 +620,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'mlstack/tracking/analysis_views.py'),
                                                  'mlstack.tracking.analysis_views._exact': ( 'tracking/analysis_views.html#_exact',
                                                                                              'mlstack/tracking/analysis_views.py'),
-                                                 'mlstack.tracking.analysis_views._importance': ( 'tracking/analysis_views.html#_importance',
-                                                                                                  'mlstack/tracking/analysis_views.py'),
                                                  'mlstack.tracking.analysis_views._place': ( 'tracking/analysis_views.html#_place',
                                                                                              'mlstack/tracking/analysis_views.py'),
                                                  'mlstack.tracking.analysis_views.curves_answer': ( 'tracking/analysis_views.html#curves_answer',

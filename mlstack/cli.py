@@ -260,16 +260,6 @@ def sync_runs(
     import mlstack.tracking as track
     for place in track.sync(list(_found(query, project, runs)), to=to): print(place)
 
-@command('load', runs_app)
-def load_runs(path: Annotated[str, typer.Argument(help='A file, folder or URI: wandb/, a log directory, sqlite:///mlflow.db, http://…, metrics.csv.')], project: Annotated[Optional[str], typer.Option(help='Default: the one each was logged to.')] = None,
-    step: Annotated[Optional[str], typer.Option(help='Of a table: the column that counts; "" if a row is a run.')] = None,
-    metric: Annotated[Optional[list[str]], typer.Option('--metric', help='Of a table: a column with results; again for each.')] = None, runs: Folder = None):
-    "Keep what another tool recorded; once, however often."
-    import mlstack.tracking as track
-    found = track.load(path, project=project, dir=runs, **({} if step is None else {'step':step or None}), **({'metrics':metric} if metric else {}))
-    print(', '.join(f'{name}: {n} run{"s"*(n!=1)}' for name,n in found.recognised.items()))
-    print(found)
-
 @command('gc', runs_app)
 def collect_garbage(days: Annotated[float, typer.Option(help='How long something stays in the trash.')] = 30, runs: Folder = None):
     "Delete what has been in the trash for long, and content that no version needs."

@@ -394,7 +394,7 @@ def test_the_commands(tmp_path):
     every = mlstack('lr > 0')
     assert all(o in every for o in ('r0', 'r1', 'a_parameter_with_a_long_name', 'another_parameter_with_a_long_name', 'val_accuracy', '▁')) and '…' not in every
     assert mlstack() == every == mlstack('list')
-    assert 'r0' not in mlstack('list', 'lr > .15') and 'no runs' in mlstack('--project', 'other')
+    assert 'r0' not in mlstack('list', 'lr > .15') and 'no runs' in mlstack('list', 'lr > 15')
     shown = mlstack('show', 'r1')
     assert all(o in shown for o in (run.id, 'finished', 'adamadam', 'val_accuracy', 'model:v0')) and mlstack('show', run.id, '--console') == 'printed by 1\n'
     assert 'adamadam' in mlstack('diff', 'r0', 'r1') and 'val_loss' not in mlstack('compare', 'lr > 0', '--metric', 'val_accuracy')

@@ -10,8 +10,7 @@ __all__ = ['BUCKETS', 'ANALYSIS_ROUTES', 'shared_curves', 'numbers', 'curves_ans
 # %% ../../nbs/tracking/05d_analysis_views.ipynb #bb2fc4e6
 import json
 
-from .comparing import diff, differing, influence
-from .lanes import flat
+from .comparing import diff
 from .query import Runs, series
 from .run_views import cut, finite
 
@@ -107,20 +106,10 @@ def curves_answer(board, runs, metric, x='step', low=None, high=None, log=False,
     return (len(head).to_bytes(4,'little')+head).ljust((4+len(head)+7)//8*8, b'\0') + grid.astype('<f8').tobytes() + body
 
 # %% ../../nbs/tracking/05d_analysis_views.ipynb #39134e0b
-def _importance(found, metric, mode):
-    "Which parameters matter for a metric: (name, importance, low, high, correlation, runs) for each, the greatest first."
-    rows = []
-    for param in differing([flat(o.config) for o in found])[0]:
-        o = influence(found, param, metric, mode)
-        if o.runs<o.enough: continue
-        low,high = sorted(map(abs,o.interval)) if o.interval[0]*o.interval[1]>0 else (0.,max(map(abs,o.interval)))
-        rows.append((param, abs(o.value), low, high, o.value if o.numeric else None, o.runs))
-    return sorted(rows, key=lambda o: -o[1])
-
 def importance_answer(board, metric, runs, mode='auto') -> dict:
     "What the page draws as bars."
     found = Runs([board.record(o) for o in runs])
-    rows = found.importance(metric, mode).rows if hasattr(found,'importance') else _importance(found, metric, mode)
+    rows = found.importance(metric, mode).rows
     return finite(dict(metric=metric, runs=len(found), rows=[list(o) for o in rows]))
 
 def diff_answer(board, a, b) -> dict:

@@ -22,7 +22,9 @@ ABSENT,MOST_LEVELS = '(not set)',20
 
 def _number(v): return isinstance(v,(int,float)) and not isinstance(v,bool) and abs(v)<1e300 # also of whole numbers that are no float
 def _word(v): return None if _number(v) else v if v is ABSENT else show(v) if isinstance(v,(list,dict,str)) else repr(v)
-def wide(numbers): return min(numbers)>0 and max(numbers)>=20*min(numbers)
+def wide(numbers):
+    "Whether positive numbers span so much that they are counted by their logarithms."
+    return min(numbers)>0 and max(numbers)>=20*min(numbers)
 
 def columns_of(values, presence=True):
     "One parameter as a list of columns; without `presence` that it is not set in some runs is no column of its own."

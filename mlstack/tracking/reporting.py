@@ -76,6 +76,7 @@ def curves(ordered, metrics, colours, budget=BUDGET, width=460):
     return [o for o in pictures if o], '' if shown is ordered else f'{len(shown)} of {len(ordered):,} runs are drawn'
 
 def legend(ordered, colours, ranked):
+    "The colours of the runs, in words; of many only what the shades mean."
     name = lambda colour,text: f'<span class="key" style="margin-right:1.2em"><span style="color:{colour}">■</span> {escape(text)}</span>'
     if len(ordered)<=len(COLOURS): return ''.join(name(colours[o.path], o.name) for o in ordered)
     return name(ORANGE,f'best: {ordered[0].name}')+name(BLUE,'best quarter')+name(GREY,'the others') if ranked else ''
@@ -125,7 +126,9 @@ def rows_html(table):
     more = f'<p class="soft">{escape(table._more())}</p>' if table._more() else ''
     return f'<div class="runs"><table><thead><tr>{head}</thead><tbody>{body}</tbody></table></div>{more}'
 
-def facts_table(title, facts): return Table([title,''], [[k,v] for k,v in facts.items() if v not in ('',None,[],{},())], most=400)
+def facts_table(title, facts):
+    "Facts as a table of two columns; empty ones are left out."
+    return Table([title,''], [[k,v] for k,v in facts.items() if v not in ('',None,[],{},())], most=400)
 
 def where_from(record):
     "Where the run was made: host, command, commit."
@@ -191,6 +194,7 @@ def document(title, body):
         f'<title>{escape(title)}</title><style>{_style}</style><body><h1>{escape(title)}</h1>{body}<div id="tip"></div><script>{_script}</script></body></html>')
 
 def section(title, *parts, note=''):
+    "A part of the page under its heading, or nothing where there is nothing to show."
     inside = ''.join(o for o in parts if o)
     return f'<section><h2>{escape(title)}</h2>' + (f'<p class="soft">{escape(note)}</p>' if note else '') + f'{inside}</section>' if inside else ''
 
