@@ -55,7 +55,7 @@ def in_a_sentence(runs, metric, best, previous):
     text += f' The best {metric} is {best[1]:.{digits}g}, by {best[0].name}'
     return text + (f'; the best before it was {previous[1]:.{digits}g}, by {previous[0].name}.' if previous else '.')
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #b7423da8
+# %% ../../nbs/tracking/04d_reporting.ipynb #afcf7f81
 BUDGET,MOST_CURVES = 800_000,300 # characters of all curves; runs that are drawn
 
 def colours_of(ordered):
@@ -76,7 +76,7 @@ def curves(ordered, metrics, colours, budget=BUDGET, width=460):
     return [o for o in pictures if o], '' if shown is ordered else f'{len(shown)} of {len(ordered):,} runs are drawn'
 
 def legend(ordered, colours, ranked):
-    "The colours of the runs, in words; of many only what the shades mean."
+    "What the colours mean."
     name = lambda colour,text: f'<span class="key" style="margin-right:1.2em"><span style="color:{colour}">■</span> {escape(text)}</span>'
     if len(ordered)<=len(COLOURS): return ''.join(name(colours[o.path], o.name) for o in ordered)
     return name(ORANGE,f'best: {ordered[0].name}')+name(BLUE,'best quarter')+name(GREY,'the others') if ranked else ''
@@ -96,7 +96,7 @@ def staircase(runs, values, steps, metric):
     held = [*((place[o.path],v) for o,v in steps), (len(order),steps[-1][1])]
     return point_chart([(o.name, place[o.path], v, ORANGE if o.path==steps[-1][0].path else BLUE) for o,v in order], metric, 'run, in the order they were made', line=tuple(zip(*held)), log=False)
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #ae47b925
+# %% ../../nbs/tracking/04d_reporting.ipynb #dd20e39b
 def parameters(configs):
     "What was tried: each parameter that differs with its range or its commonest values."
     rows = []
@@ -127,7 +127,7 @@ def rows_html(table):
     return f'<div class="runs"><table><thead><tr>{head}</thead><tbody>{body}</tbody></table></div>{more}'
 
 def facts_table(title, facts):
-    "Facts as a table of two columns; empty ones are left out."
+    "Names and values, empty ones left out."
     return Table([title,''], [[k,v] for k,v in facts.items() if v not in ('',None,[],{},())], most=400)
 
 def where_from(record):
@@ -136,7 +136,7 @@ def where_from(record):
     return dict(host=record.host, command=record.command, commit=(code.get('commit') or '')[:12]+(' with uncommitted changes' if code.get('dirty') else ''), branch=code.get('branch'), remote=code.get('remote'),
         started=f'{record.created:%Y-%m-%d %H:%M:%S}', took=duration(record.seconds), notes=record.notes)
 
-# %% ../../nbs/tracking/04d_reporting.ipynb #3d0fc40a
+# %% ../../nbs/tracking/04d_reporting.ipynb #7925ab39
 _style = '''
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c2024;--soft:#6b7280;--line:#8884;--card:#f6f7f9}
 @media(prefers-color-scheme:dark){:root{--bg:#14171b;--fg:#e3e6ea;--soft:#98a1ad;--card:#1c2026}}
@@ -194,7 +194,7 @@ def document(title, body):
         f'<title>{escape(title)}</title><style>{_style}</style><body><h1>{escape(title)}</h1>{body}<div id="tip"></div><script>{_script}</script></body></html>')
 
 def section(title, *parts, note=''):
-    "A part of the page under its heading, or nothing where there is nothing to show."
+    "A heading and what is under it, or nothing if there is nothing."
     inside = ''.join(o for o in parts if o)
     return f'<section><h2>{escape(title)}</h2>' + (f'<p class="soft">{escape(note)}</p>' if note else '') + f'{inside}</section>' if inside else ''
 
