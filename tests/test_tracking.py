@@ -334,7 +334,7 @@ def test_ten_million_points(folder):
     rows = house.moments(200_000, 2_000_000)
     with track.init(project='many') as run:
         row = dict.fromkeys('abcde', 0.)
-        for i in range(100): run.log(row)
+        for _ in range(100): run.log(row)
 
         for i in range(100, rows):
             row['a'] = i*1.

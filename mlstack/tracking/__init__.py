@@ -10,9 +10,10 @@ __all__ = []
 # %% ../../nbs/tracking/00_tracking.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/tracking/00_tracking.ipynb #b3e1ba95
+# %% ../../nbs/tracking/00_tracking.ipynb #b956c973
 _where = dict(init='.recorder', log='.recorder', log_artifact='.recorder', use_artifact='.recorder', finish='.recorder', Run='.recorder',
-    runs='.query', Runs='.query', Record='.query', undo='.housekeeping', ui='.page', load='.wandb_files', sync='.wandb_sync',
+    runs='.query', Runs='.query', Record='.query', live='.watching', undo='.housekeeping', ui='.page', load='.importing', sync='.sinks',
+    register='.registering', lineage='.provenance', **dict.fromkeys(('models','model','Model','Models'), '.registry'),
     **dict.fromkeys(('define_metric','alert','watch','unwatch','save','log_model','login','AlertLevel'), '.definitions'),
     **dict.fromkeys(('Image','Table','Histogram','Html','Audio'), '.media'), Artifact='.drafts', Api='.wandb_api', install_as_wandb='.stand_in',
     **dict.fromkeys(('plot','plot_table','visualize'), '.plots'),

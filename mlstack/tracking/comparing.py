@@ -6,7 +6,7 @@ Three questions come after every batch of runs. Which was better, and in what di
 
 # %% auto #0
 __all__ = ['MISSING', 'differing', 'main_metrics', 'compare', 'spearman', 'eta_squared', 'resampled', 'Influence', 'influence',
-           'Diff', 'diff']
+           'outliers', 'Diff', 'diff']
 
 # %% ../../nbs/tracking/04_comparing.ipynb #4bdeeec8
 import math
@@ -174,6 +174,56 @@ def _unknown(param, records):
     known = sorted({k for o in records for k in flat(o.config)})
     near = get_close_matches(param, known, 1)
     raise MlstackError(f'no run has a parameter {param!r}', f'{len(records)} runs', f'did you mean {near[0]!r}?' if near else f'known are {", ".join(known) or "none"}')
+
+# %% ../../nbs/tracking/04_comparing.ipynb #c32b7247
+def _fence(best):
+    "Below and above which values a best value stands out."
+    import numpy as np
+    v = np.array([o for o in best if o is not None and math.isfinite(o)])
+    if len(v)<8: return -math.inf,math.inf
+    log = v.min()>0 and v.max()/v.min()>100
+    a,b = np.quantile(np.log(v) if log else v, [.25,.75])
+    ends = a-3*(b-a),b+3*(b-a)
+    return tuple(float(np.exp(min(o,700))) if log else float(o) for o in ends)
+
+def _start(curves):
+    "Where half of the runs were at their first value; None if most have no curve."
+    import numpy as np
+    first = [v[0] for v in curves if len(v)>=3 and np.isfinite(v[0])]
+    return float(np.median(first)) if len(first)>=8 and len(first)>len(curves)/2 else None
+
+def _finite_curve(record, metric):
+    import numpy as np
+    step,_,value = series(record, metric)
+    return step,np.array([o if isinstance(o,(int,float)) else np.nan for o in value], float)
+
+def _what_is_odd(record, curve, metric, mode, best, fence, start):
+    import numpy as np
+    reasons = [f'{record.state}{": "+record.error if record.error else ""}'] if record.state in ('failed','killed') else []
+    step,value = curve
+    bad = np.flatnonzero(~np.isfinite(value))
+    sign = 1 if mode=='min' else -1
+    if len(bad): reasons.append(f'{show(float(value[bad[0]]))} at step {step[bad[0]]}' + (' and to the end' if len(bad)==len(value)-bad[0] else f', {len(bad)} times'))
+    if best is None: return reasons or [f'{metric} has no value']
+    if not fence[0]<=best<=fence[1]: reasons.append('far better than the others' if (best<fence[0])==(mode=='min') else 'far worse than the others')
+    elif start is not None and len(value)>=3 and sign*(best-start)>=0: reasons.append('never better than most were at the start')
+    room = fence[1]-fence[0]
+    if len(value)>4 and np.isfinite(value[-1]) and math.isfinite(room) and sign*(value[-1]-best)>room: reasons.append(f'fell from {show(best)} to {show(float(value[-1]))}')
+    return reasons
+
+def outliers(
+    runs,        # what runs() gives
+    metric,      # a metric; its best value counts
+    mode='auto'  # "min" or "max": what is best
+) -> Table:
+    "The runs that stand out by their end, by values that are no numbers, or by being far from the others, and why."
+    mode = direction(metric) if mode=='auto' else mode
+    records,best = list(runs),runs._bests(metric, mode)
+    if records and all(o is None for o in best): runs._unknown(metric)
+    curves = [_finite_curve(o, metric) for o in records]
+    fence,start = _fence(best),_start([v for _,v in curves])
+    rows = [[o.name,o.state,v,o.summary.get(metric),'; '.join(why)] for o,c,v in zip(records,curves,best) if (why := _what_is_odd(o, c, metric, mode, v, fence, start))]
+    return Table(['name','state',f'{mode} of {metric}','last','what is odd'], rows, note=f'{len(rows)} of {len(records)} runs stand out' if rows else f'none of {len(records)} runs stands out')
 
 # %% ../../nbs/tracking/04_comparing.ipynb #e506884d
 def _leaves(d):

@@ -24,8 +24,8 @@ def export(
     path = Path(path)
     kind = path.suffix[1:].lower()
     if kind not in FORMATS: raise MlstackError(f'{path.name!r} does not say a format', 'export(path)', f'end it in {", ".join("."+o for o in FORMATS)}')
-    needs = dict(parquet='pyarrow', xlsx='openpyxl').get(kind)
-    if needs and not _installed(needs): raise MlstackError(f'a .{kind} file needs {needs}', str(path), f'pip install {needs}, or export .csv or .json')
+    needs,extra = dict(parquet=('pyarrow','data'), xlsx=('openpyxl','xlsx')).get(kind, ('',''))
+    if needs and not _installed(needs): raise MlstackError(f'a .{kind} file needs {needs}', str(path), f"pip install 'mlstack[{extra}]', or export .csv or .json")
     table = runs.history() if history else runs.df.reset_index()
     try: write_file(path, _bytes(table, kind))
     except OSError as e: raise MlstackError(f'the file could not be written: {(e.strerror or str(e)).lower()}', str(path), 'choose another place') from None

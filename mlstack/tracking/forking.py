@@ -91,7 +91,7 @@ def copy_facts(record, folder, until):
     _write(Path(folder)/'events'/f'{new_id()}.jsonl', _lines([_start(at), *events, _finish(at)]))
 
 own = {'events','lanes','meta.json','rewound'}
-not_inherited = own|{'code.json','code.diff','env.json','console','system','notebook.json'}
+not_inherited = own|{'code.json','code.diff','env.json','console','system','notebook.json','sinks','sync.log'}
 
 def _copy_rest(record, folder, skip):
     "Everything else of a run; files that only grow are copied, files that are written once are linked."

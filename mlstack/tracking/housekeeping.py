@@ -25,7 +25,7 @@ def describe(path, **what): # tags, name, notes, group, job_type
     try: events.add(dict(k='set', t=time.time(), v={k: list(v) if k=='tags' else str(v) for k,v in what.items()}))
     finally: events.close()
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #2c037019
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #a2e32281
 def remove_run(path):
     "Move the folder of a run into the trash."
     path = Path(path)
@@ -36,7 +36,9 @@ def remove_run(path):
 
 def remove_artifact(store, name): # name:v3 or name:alias
     "Put one version of an artifact into the trash."
+    from mlstack.tracking.registry import needed_by
     art = find_artifact(store, name)
+    if users := needed_by(store, art): raise MlstackError(f'{users[0]} needs it', f'{art.name}:{art.version}', f'archive that first: mlstack models archive {users[0].split(" (")[0]}')
     path = Path(store)/art.name/f'{art.version}.json'
     os.utime(path)
     os.rename(path, path.with_suffix('.removed'))
@@ -66,15 +68,16 @@ def undo(
     os.rename(source, target)
     return name
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #835adc7e
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #378214db
 def needed(store) -> set:
-    "The digests that the versions need, those in the trash too."
-    import json
-    found = set()
+    "The digests that the versions need, those in the trash too, and those of registered models."
+    from mlstack.tracking.artifacts import _version_facts
+    from mlstack.tracking.registry import registered
+    found = {d for v in registered(Path(store).parent.parent) if v.kept.store==Path(store) for d in v.files.values()}
     for o in [*Path(store).glob('*/v*.json'), *Path(store).glob('*/v*.removed')]:
-        try: text = o.read_bytes()
+        try:
+            if o.stat().st_size: found.update(_version_facts(o)['files'].values())
         except FileNotFoundError: continue # renamed in this moment; it is read under its other name below
-        if text: found.update(json.loads(text)['files'].values())
     return found
 
 def _size(path): return sum(o.stat().st_size for o in path.rglob('*') if o.is_file()) if path.is_dir() else path.stat().st_size
@@ -106,13 +109,18 @@ def collect(
     hours=1    # how old content that nobody needs must be
 ) -> tuple:
     "Delete what nobody needs; returns the number of things and of bytes."
+    from mlstack.tracking.registry import registered
     runs,freed,now = settings(runs=dir).runs,[0,0],time.time()
+    held = {v.artifact for v in registered(runs)}
     for at,_,where,_ in trash(runs):
         if days and at>now-days*86400: continue # the time in an id may be ahead of the clock
         if where.is_dir(): _drop(where, freed)
+        elif f'{where.parents[2].name}/{where.parent.name}:{where.stem}' in held: continue # removed at the moment it was registered
         else:
             freed[0] += 1
             os.truncate(where, 0) # its number stays taken
+    for o in runs.glob('.models/*/.*.tmp'): # an event whose writer was killed
+        if _older(o, now-hours*3600): _drop(o, freed)
     for project in (o for o in runs.glob('[!.]*') if o.is_dir()):
         store = project/'.artifacts'
         if not store.is_dir() and not any(project.glob('.*')): continue
@@ -127,7 +135,7 @@ def _tidy(path):
     from mlstack.tracking.forking import tidy
     if (path/'meta.json').exists() and run_state(RunFacts(path))[0]!='running': tidy(path)
 
-# %% ../../nbs/tracking/03b_housekeeping.ipynb #cbd3ed1f
+# %% ../../nbs/tracking/03b_housekeeping.ipynb #5b5e2f3f
 def check(dir=None, project=None) -> list:
     "What is wrong with the runs and artifacts that are kept here, a sentence each."
     import warnings
@@ -145,7 +153,15 @@ def check(dir=None, project=None) -> list:
             for _ in record._others(): pass
             found += [*record.problems, *(f'{path/o}: it is damaged' for o in ('code.json','env.json','notebook.json') if not _is_json(path/o))]
     for store in sorted(runs.glob(f'{project or "[!.]*"}/.artifacts')): found += _check_store(store)
+    from mlstack.tracking.registry import Models
+    for model in Models(runs):
+        if project is None: found += model.log.problems
+        found += [f'{model.name} {o.name}: {wrong}' for o in model.versions if project in (None,o.kept.store.parent.name) and o.state=='registered' and (wrong := o.check() or _in_trash(o))]
     return list(dict.fromkeys(found))
+
+def _in_trash(version):
+    try: find_artifact(version.kept.store, version.artifact.rpartition('/')[2])
+    except MlstackError: return f'its artifact {version.artifact} is not there any more; what it holds is kept'
 
 def _is_json(path):
     import json
@@ -155,12 +171,12 @@ def _is_json(path):
     return True
 
 def _check_store(store):
-    import json
+    from mlstack.tracking.artifacts import _version_facts
     good,found = {},[]
     for path in sorted(store.glob('*/v*.json')):
-        try: art = Artifact(store, json.loads(path.read_bytes())|dict(version=path.stem))
-        except (ValueError,TypeError):
-            found.append(f'{path}: this version is damaged')
+        try: art = Artifact(store, _version_facts(path)|dict(version=path.stem))
+        except MlstackError as e:
+            found.append(f'{path}: {e.what}')
             continue
         for file,digest in art.files.items():
             blob = blob_path(store, digest)

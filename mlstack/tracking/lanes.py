@@ -120,7 +120,7 @@ class Lane:
         self.fd = None
         self.path.unlink(missing_ok=True)
 
-# %% ../../nbs/tracking/01_lanes.ipynb #92362281
+# %% ../../nbs/tracking/01_lanes.ipynb #ecc1573c
 class WrittenLane(Lane):
     "The same file where mapping is refused: each record is one `write`."
     mapped = False
@@ -146,18 +146,14 @@ class WrittenLane(Lane):
 
     def last(self): return self.newest
 
-_remote = {} # device -> whether a network lies between
-
 def _by_network(folder):
-    device = os.stat(folder).st_dev
-    if device not in _remote:
-        from mlstack.env.machine import shared_by_network
-        _remote[device] = bool(shared_by_network(folder))
-    return _remote[device]
+    "Whether a network lies between, whose other side would not see what is in a map."
+    from mlstack.env.machine import shared_by_network
+    return bool(shared_by_network(folder))
 
-def open_lane(path, keys, info, types=''):
-    "A mapped lane, or a written one where the file system refuses or a network lies between, whose other side would not see the map."
-    if hasattr(os, 'posix_fallocate') and not _by_network(Path(path).parent):
+def open_lane(path, keys, info, types='', mapped=True):
+    "A mapped lane, or a written one where the file system refuses."
+    if mapped and hasattr(os, 'posix_fallocate'):
         try: return Lane(path, keys, info, types)
         except OSError as e:
             if e.errno not in _no_map: raise
@@ -226,13 +222,14 @@ class Lines:
         if self.fd is not None: os.close(self.fd)
         self.fd = None
 
-# %% ../../nbs/tracking/01_lanes.ipynb #a49545af
+# %% ../../nbs/tracking/01_lanes.ipynb #68578f56
 class Writer:
     "Appends rows of one thread to lanes and JSON lines in `folder`; file names start with `stem`."
     def __init__(self, folder, stem=None, info=None):
         self.folder,self.stem = Path(folder),stem or new_id()
         self.info = dict(version=1, writer=self.stem, pid=os.getpid(), **(info or {}))
         self.lanes,self.floats,self.ints,self.lines,self.others = {},{},{},None,{}
+        self.mapped = None # whether lanes may be, known when the first is made
         self.defer = None # takes rows with values that are still on a device
 
     def put(self, step, metrics):
@@ -273,8 +270,9 @@ class Writer:
     def _lane(self, keys, values):
         lane = self.lanes.get(keys)
         if lane is None:
+            if self.mapped is None: self.mapped = not _by_network(self.folder)
             path = self.folder/f'{self.stem}-{len(self.lanes)}.lane'
-            try: lane = self.lanes[keys] = open_lane(path, keys, self.info, ''.join('i' if type(v) is int else 'd' for v in values))
+            try: lane = self.lanes[keys] = open_lane(path, keys, self.info, ''.join('i' if type(v) is int else 'd' for v in values), self.mapped)
             except OSError as e: raise disk_full(path, e) from None
         return lane
 

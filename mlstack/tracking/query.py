@@ -124,6 +124,11 @@ class Record:
         from mlstack.tracking.comparing import diff
         return diff(self, other)
 
+    def live(self, metrics=None, every=1., out=None):
+        "Show its curves here, drawn again while it runs."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
+
     def __repr__(self): return f'Record({self.name}, {self.project}/{self.id}, {self.state})'
     def _repr_html_(self): return Runs([self])._repr_html_()
 
@@ -410,7 +415,16 @@ def runs(
     project=None,# default: all
     dir=None     # where runs are kept; default: settings
 ):
-    "The runs that match, newest first; nothing is read before it is needed."
+    """The runs that match, newest first; nothing is read before it is needed.
+
+    A query compares what a run has: its config (`lr > 1e-3`, `opt.name == 'adam'`), its last values (`val_loss < .1`), and `name`, `project`,
+    `state`, `tags`, `group`, `created`, `seconds` and others (`state == 'finished' and tags.has('good') or not name.startswith('test')`).
+    A run that lacks a name does not match. Names with other characters go in backticks; `config.x` and `summary.x` where both have an x.
+
+    What comes back is a list: `len`, `[0]`, `['its name']`, slices. As a table: `.df`, `.metric(name)`, `.history()`, `.compare()`. Questions:
+    `.best(metric)`, `.ranked(metric)`, `.milestones(metric)`, `.importance(metric)`, `.influence(param, metric)`, `.outliers(metric)`.
+    To others: `.report(path)`, `.export(path)`, `.live()`.
+    """
     match,names = parse_query(query)
     return Runs(lambda: _find(settings(runs=dir).runs, project, match, names, query), dir)
 
@@ -569,6 +583,41 @@ class Runs:
         "How much `param` has to do with `metric`, and how sure that is."
         from mlstack.tracking.comparing import influence
         return influence(self, param, metric, mode)
+
+    def live(self, metrics=None, every=1., out=None):
+        "Show their curves here, drawn again while they run."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
+
+    def ranked(self, metric, mode='auto'):
+        "The same runs, the best by `metric` first; those without a value last."
+        mode = direction(metric) if mode=='auto' else mode
+        best,sign = self._bests(metric, mode),1 if mode=='min' else -1
+        known = lambda v: v is not None and abs(v)<float('inf')
+        if len(self) and all(o is None for o in best): self._unknown(metric)
+        order = sorted(range(len(best)), key=lambda i: (not known(best[i]), sign*best[i] if known(best[i]) else 0))
+        return Runs([self.records[i] for i in order], self._dir)
+
+    def milestones(self, metric, mode='auto'):
+        "The runs that were the best when they were made, the newest first: the first is the best, the next was it before."
+        from mlstack.tracking.reporting import records_set
+        mode = direction(metric) if mode=='auto' else mode
+        return Runs([o for o,_ in records_set(self, self._bests(metric, mode), mode)][::-1], self._dir)
+
+    def outliers(self, metric, mode='auto'):
+        "The runs that stand out: failed, diverged, or far from the others, and why."
+        from mlstack.tracking.comparing import outliers
+        return outliers(self, metric, mode)
+
+    def report(self, path=None, title='', metrics=None, mode='auto'):
+        "All of it as one HTML file that needs no network; without a path, shown here."
+        from mlstack.tracking.reporting import report
+        return report(self, path, title, metrics, mode)
+
+    def importance(self, metric, mode='auto'):
+        "How much each parameter that varies has to do with `metric`, and how sure that is."
+        from mlstack.tracking.importance import importance
+        return importance(self, metric, mode)
 
     def __rich__(self): return self.compare()
     def __repr__(self): return repr(self.compare()) if self else 'no runs'

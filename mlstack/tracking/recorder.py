@@ -71,10 +71,10 @@ class Later:
         "What became of rows that nobody was told about."
         return f'{self.lost} row{"s" if self.lost>1 else ""} could not be stored: {self.error}' if self.error is not None else ''
 
-# %% ../../nbs/tracking/02_recorder.ipynb #246f7f00
+# %% ../../nbs/tracking/02_recorder.ipynb #13d91f72
 class Run:
     "The record of one execution. `init` makes one; see there."
-    _sinks,copying,_defined,_before,_preempting,resumed,starting_step = (),None,{},{},False,False,0
+    _followers,copying,_defined,_before,_preempting,resumed,starting_step = (),None,{},{},False,False,0
     def __init__(self, path, meta, config, owner, ctx, step=0, surroundings=()):
         self.path,self.id,self.project,self.state,self.error = Path(path),meta['id'],meta['project'],'running',''
         self._meta,self._owner,self._ctx,self._step,self._stop = meta,owner,ctx,step,ctx.stop
@@ -185,7 +185,7 @@ class Run:
 
     def _keep(self, path, name, type, aliases, facts, tags=()):
         from mlstack.tracking.drafts import Version
-        art = Version.of(add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id))
+        art = Version.of(add_artifact(self.path.parent/'.artifacts', path, name, type, aliases, self.id, draft=bool(facts)))
         self._event('artifact', v=dict(name=art.name, version=art.version, type=art.type, digest=art.digest, size=art.size, **facts))
         vars(art).update(facts)
         art.tags = sorted({*art.tags,*tags})
@@ -226,9 +226,9 @@ class Run:
             if self._events is not None: self._events.close()
             self._local = threading.local()
         _forget(self)
-        if self._sinks and self._owner:
-            from mlstack.tracking.wandb_sync import copy_in_background
-            self.copying = copy_in_background(self, self._sinks)
+        if self._followers and self._owner:
+            from mlstack.tracking.sinks import detach
+            self.copying = detach(self)
         if problem and not error: raise MlstackError(problem, f'run {self.id}', 'the run is closed and all its other rows are there; free some space before the next')
         if problem: print(f'mlstack: {problem} (run {self.id})', file=sys.stderr)
 
@@ -236,6 +236,11 @@ class Run:
         "This run as a reader sees it now: its curves, summary and state."
         from mlstack.tracking.query import Record
         return Record(self.path)
+
+    def live(self, metrics=None, every=1., out=None):
+        "Show its curves here, drawn again while it runs."
+        from mlstack.tracking.watching import live
+        return live(self, metrics, every, out)
 
     def diff(self, other):
         "What differs in the other run: config, metrics, code, environment."
@@ -301,7 +306,7 @@ Run.settings = property(_settings_of, doc="W&B's settings, as far as they mean s
 for _k,_doc in dict(name='What people call it.', group='Runs that belong together.', notes='Anything about it.', tags='Words to find it by.', job_type='train, eval, …').items():
     setattr(Run, _k, _described(_k, _doc))
 
-# %% ../../nbs/tracking/02_recorder.ipynb #206ec860
+# %% ../../nbs/tracking/02_recorder.ipynb #8099cf77
 _first = 'amber bold brisk calm clear clever cool coral crisp daring deep eager early fair fine fresh gentle glad golden grand happy keen kind light lively lucky merry mild noble proud quick quiet'.split()
 _second = 'badger beaver birch brook cedar comet crane dune eagle ember falcon fern finch fjord fox grove harbor hawk heron lake lark lynx maple meadow otter pine raven reef river robin sparrow willow'.split()
 
@@ -325,12 +330,19 @@ def _ignored(kw):
         if k not in _told: warnings.warn(f'init({k}=) means nothing here and is ignored: runs are kept on this machine', stacklevel=3)
         _told.add(k)
 
+def _named(sinks):
+    "The sinks that are told by name (None: as settings say), and the objects."
+    if sinks is None or isinstance(sinks,str): return sinks,[]
+    sinks = [sinks] if hasattr(sinks,'log') else list(sinks)
+    if wrong := [o for o in sinks if not isinstance(o,str) and not hasattr(o,'log')]: raise MlstackError(f'{wrong[0]!r} is no sink', 'init(sinks=)', 'pass names such as "tensorboard", or objects with .log(metrics, step=)')
+    return [o for o in sinks if isinstance(o,str)],[o for o in sinks if not isinstance(o,str)]
+
 def _folder_name(value, what):
     if not value or value.startswith('.') or any(c in value for c in '/\\\0') or len(value.encode())>200:
         raise MlstackError(f'{value!r} cannot be a {what}: it names a folder', f'init({what}=)', 'leave out "/" and "\\", a leading dot, and more than 200 bytes')
     return value
 
-# %% ../../nbs/tracking/02_recorder.ipynb #4cb2b84c
+# %% ../../nbs/tracking/02_recorder.ipynb #94ab5e8b
 _open,_current,_published = {},[],{} # runs open in this process by folder; in order of opening; the context before each
 
 def _make(path, meta):
@@ -428,6 +440,7 @@ def _open_run(project, config, name, group, tags, notes, job_type, id, resume, d
         if reinit!='create_new': _current[-1].finish()
     ctx = context()
     if not in_block: ctx = _published.get(ctx.run, ctx)
+    sinks,things = _named(sinks)
     here = settings(runs=dir or getattr(ctx,'runs',None) or None, sinks=sinks)
     runs,project = here.runs,_folder_name((ctx.project if told else '') or project or ctx.project or here.project, 'project')
     if resume in (True,'auto') and not id: id = _unfinished(runs/project)
@@ -441,11 +454,13 @@ def _open_run(project, config, name, group, tags, notes, job_type, id, resume, d
     if not exists and resume=='must': raise MlstackError('there is no run to resume', str(path), 'check id= and project=, or use resume="allow"')
     meta = dict(format=1, id=id, project=project, name=name or nice_name(id), group=group or '', tags=[tags] if isinstance(tags,str) else list(tags or ()), notes=notes or '',
         job_type=job_type or '', created=time.time(), parent=parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
-    if fork_from: return _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
-    made = _make(path, meta)
-    facts = None if made else RunFacts(path)
-    run = _start(path, meta, config, made, facts, ctx, runs, parts)
-    run._sinks = here.sinks
+    if fork_from: run = _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
+    else:
+        made = _make(path, meta)
+        run = _start(path, meta, config, made, None if made else RunFacts(path), ctx, runs, parts)
+    if run._owner and (here.sinks or things):
+        from mlstack.tracking.sinks import attach
+        attach(run, here.sinks, things)
     return run
 
 # %% ../../nbs/tracking/02_recorder.ipynb #640dd9bd

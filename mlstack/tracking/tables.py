@@ -46,7 +46,7 @@ class Spark:
         low,high = min(known),max(known)
         y = lambda v: height-2-(v-low)/(high-low)*(height-4) if high>low else height/2
         line = ' '.join(f'{i*(width-2)/(len(points)-1)+1:.1f},{y(o):.1f}' for i,o in enumerate(points) if o is not None)
-        return (f'<svg width="{width}" height="{height}" style="vertical-align:middle"><polyline points="{line}" fill="none" stroke="#4c7bd9" '
+        return (f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" style="vertical-align:middle;max-width:none"><polyline points="{line}" fill="none" stroke="#4c7bd9" '
             'stroke-width="1.5" stroke-linejoin="round"/></svg>')
 
 def show(v):

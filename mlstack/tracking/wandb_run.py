@@ -102,7 +102,7 @@ def _keep_script(run):
         (run.path/'files'/'code').mkdir(parents=True, exist_ok=True)
         shutil.copy2(script, run.path/'files'/'code'/script.name)
 
-# %% ../../nbs/tracking/06d_wandb_run.ipynb #58897e0f
+# %% ../../nbs/tracking/06d_wandb_run.ipynb #5546d3cd
 class DisabledRun(Run):
     "A run that records nothing: every method is there and none leaves a trace."
     disabled,sweep_id,project_url,sweep_url = True,None,None,None
@@ -151,6 +151,7 @@ class DisabledRun(Run):
 def _nothing(self, *args, **kw): return None
 for _k in 'define_metric alert watch unwatch log_model use_model link_model link_artifact mark_preempting restore log_code display write_logs status pin_config_keys'.split(): setattr(DisabledRun, _k, _nothing)
 DisabledRun.upsert_artifact = DisabledRun.finish_artifact = DisabledRun.log_artifact
+DisabledRun.live = lambda self, *names, **kw: None
 
 # %% ../../nbs/tracking/06d_wandb_run.ipynb #725c8384
 @of_run

@@ -46,7 +46,7 @@ def store():
         figures=dict(three=('3 numbers', 'µs'), twenty=('20 numbers', 'µs'), total=('CPU of 100,000 steps', 's'), bytes=('bytes a point', ''), compacted=('compacted', '')),
         rows={'packed into memory': row('project', 'packed'), 'a line of csv, flushed': row('project', 'csv'), 'mlstack': row('project', 'mlstack', 'mlstack'), 'trackio': row('trackio', 'trackio', 'trackio'),
             'wandb, offline': row('wandb', 'wandb', 'wandb'), 'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch'),
-            'MLflow, SQLite': row('mlflow_store', 'mlflow', 'mlflow-skinny'), 'Aim': row('aim', 'aim', 'aim')})
+            'MLflow, SQLite': row('mlflow_server', 'mlflow', 'mlflow'), 'Aim': row('aim', 'aim', 'aim')})
 
 def reading():
     row = lambda env, who, *packages: Row(env, 'reading.py', [who], [*packages])
@@ -56,7 +56,7 @@ def reading():
         figures=dict(all=('everything', 's'), one=('one number', 's'), best=('best run', 's'), bytes=('bytes a point', '')),
         rows={'mlstack, lanes': row('project', 'lanes', 'mlstack', 'pandas'), 'mlstack, columns': row('project', 'columns', 'mlstack', 'pandas'), 'csv, pandas': row('project', 'csv', 'pandas'),
             'TensorBoard': row('tensorboard', 'tensorboard', 'tensorboard', 'torch'),
-            'trackio': row('trackio', 'trackio', 'trackio'), 'MLflow, SQLite': row('mlflow_store', 'mlflow', 'mlflow-skinny'), 'Aim': row('aim', 'aim', 'aim')})
+            'trackio': row('trackio', 'trackio', 'trackio'), 'MLflow, SQLite': row('mlflow_server', 'mlflow', 'mlflow'), 'Aim': row('aim', 'aim', 'aim')})
 
 def finding():
     return Case('finding', 'What it costs to find runs among 10,000', repeats=2,
@@ -64,4 +64,11 @@ def finding():
         figures=dict(listed=('listed', 'ms'), filtered=('filtered', 'ms'), first=('first question', 's')),
         rows={'mlstack': Row('project', 'finding.py', [], ['mlstack'])})
 
-cases = dict(steps=steps, log=log, store=store, reading=reading, finding=finding, workers=workers, imports=imports)
+def page():
+    return Case('page', 'What one waits for the page', repeats=3, timeout=600,
+        how='Headless Chromium at 1400 × 900 without a GPU, on the machine of the server. Milliseconds from opening the page to the frame after the chart of 100 runs with 10,000 points each is drawn, from a drag over the chart to the frame after it is drawn again '
+            'in detail, and from opening the page to the frame that shows the list of 1,000 runs with 18 parameters. First: the server has just started and has read nothing; again: median of three more times.',
+        figures=dict(first=('100 curves, first', 'ms'), drawn=('100 curves, again', 'ms'), zoom=('zoom', 'ms'), list_first=('1,000 runs, first', 'ms'), listed=('1,000 runs, again', 'ms')),
+        rows={'mlstack': Row('project', 'page.py', [], ['mlstack'])})
+
+cases = dict(steps=steps, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)

@@ -10,10 +10,11 @@ base = (torch_line, 'numpy')  # the environment that peers with torch borrow it 
 peers = dict(
     wandb=(['wandb==0.31.0'], False),
     mlflow=(['mlflow-skinny==3.17.2'], False),
-    mlflow_store=(['mlflow-skinny==3.17.2', 'sqlalchemy==2.0.44', 'alembic==1.17.2', 'pandas==3.0.5'], False),  # what its SQLite store needs
     aim=(['aim==3.29.1'], False),
+    mlflow_server=(['mlflow==3.17.2'], False),  # with its store, server and page
     tensorboard=(['tensorboard==2.21.0'], True),
     trackio=(['trackio==0.43.0'], False),
+    tables=(['pyarrow==26.0.1', 'openpyxl==3.1.5', 'numpy', 'pandas'], False),  # of the tests: Parquet and spreadsheets
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
     accelerate=(['accelerate==1.15.0'], True),
     # not measured: what logs to W&B by itself, for tests/test_dropin.py

@@ -1,86 +1,81 @@
-// curves
-const cards = new Map()
-function focus(id) { S.hover = id; for (const c of cards.values()) c.focus(id) }
-function draw(changed) {
-  const names = S.metrics.filter(k => [...S.on.keys()].some(id => S.order.includes(id) && S.runs.get(id)?.metrics.includes(k)))
-  const box = $('charts')
-  if (!S.order.length) { const pre = el('pre','mono','import mlstack.tracking as track\n\nrun = track.init(project="mnist", config=dict(lr=3e-3))\nrun.log({"loss": .3})')
-    cards.clear(); return box.replaceChildren(S.total ? el('div','empty',el('b','','No run matches'),el('p','','The filter leaves nothing of '+S.total+' runs.')) : el('div','empty',el('b','','No runs yet'),el('p','','This page fills itself as soon as a run is logged:'),pre)) }
-  if (!names.length) { cards.clear(); return box.replaceChildren(el('div','empty',el('b','',S.on.size ? 'No curves' : 'No run is selected'),el('p','',S.on.size ? 'The selected runs have logged no numbers.' : 'Click runs in the list to see their curves.'))) }
-  for (const k of [...cards.keys()]) if (!names.includes(k)) { cards.get(k).remove(); cards.delete(k) }
-  for (const k of names) if (!cards.has(k)) cards.set(k, new Card(k))
-  const want = names.map(k => cards.get(k).box)
-  if (want.length != box.children.length || want.some((e,i) => box.children[i] != e)) box.replaceChildren(...want)
-  const stamp = k => JSON.stringify([[...S.on.keys()].filter(id => S.order.includes(id)).map(id => [id, S.runs.get(id)?.metrics.includes(k) ? S.runs.get(id).points : 0]), S.axis, S.zoom])
-  for (const k of names) { const c = cards.get(k); c.want(stamp(k)) }
-}
-const sight = new IntersectionObserver(es => es.forEach(e => { e.target.card.visible = e.isIntersecting; if (e.isIntersecting) e.target.card.load() }), {rootMargin:'300px'})
-class Card {
-  constructor(k) {
-    this.k = k; this.info = el('span','sub'); this.plot = el('div','plot'); this.tip = el('div','tip'); this.stamp = this.have = ''; this.data = null
-    this.box = el('section','card', el('h2','',el('span','',k),this.info), this.plot, this.tip); this.box.card = this; this.box.querySelector('h2').title = k
-    sight.observe(this.box); new ResizeObserver(() => this.u && this.plot.clientWidth && this.u.setSize({width:this.plot.clientWidth, height:230})).observe(this.plot)
-  }
-  remove() { sight.unobserve(this.box); this.u?.destroy(); this.u = null; this.box.remove() }
-  want(stamp) { this.stamp = stamp; if (this.visible) this.load(); else if (this.data) this.recolour() }
-  recolour() {}
-  async load() {
-    if (this.have == this.stamp || this.busy) return
-    this.busy = true; const stamp = this.stamp, runs = [...S.on.keys()].filter(id => S.order.includes(id) && S.runs.get(id)?.metrics.includes(this.k))
-    try {
-      const body = JSON.stringify({runs, metric:this.k, x:S.axis, low:S.zoom?.[0] ?? null, high:S.zoom?.[1] ?? null})
-      const answer = await fetch('api/curves', {method:'POST', body, headers:{'Content-Type':'application/json'}})
-      if (!answer.ok) throw new Error(await answer.text())
-      this.data = unpack(await answer.arrayBuffer()); this.have = stamp; this.rebuild()
-    } catch (e) { this.info.textContent = 'not connected' }
-    this.busy = false
-    if (this.have == stamp && this.stamp != stamp) this.load()
-  }
-  rebuild() {
-    const d = this.data; if (!d) return
-    const raws = d.rows.map(row => { const out = new Array(row.length)
-      for (let i = 0; i < row.length; i++) { const v = row[i]; out[i] = v !== v ? undefined : !isFinite(v) || S.log && v <= 0 ? null : v } return out })
-    const smooth = S.smooth > 0, faint = smooth && raws.length <= 12
-    const lines = smooth ? raws.map(ema) : raws, data = [d.x, ...(faint ? raws : []), ...lines]
-    this.ids = [...(faint ? d.runs.map(() => null) : []), ...d.runs]
-    this.info.textContent = d.runs.length+(d.runs.length == 1 ? ' run' : ' runs')+(d.exact ? '' : ', '+d.points.toLocaleString('en')+' points')
-    const few = row => { let n = 0; for (const v of row) if (v != null && ++n > 12) return false; return true }, alpha = d.runs.length > 40 ? .6 : 1
-    const series = [{}, ...this.ids.map((id,i) => { const c = S.on.get(id ?? d.runs[i]) || '#888'
-      return { stroke: id ? c : c+'40', width: id ? 1.6 : 1, alpha, points:{show:!!id && few(data[i+1]), size:6, fill:c}, pxAlign:0 } })]
-    const grid = {stroke:css('--grid'), width:1}, axis = {stroke:css('--faint'), grid, ticks:{show:false}, font:'11px ui-sans-serif,system-ui,sans-serif'}
-    const opts = { width:this.plot.clientWidth || 380, height:230, legend:{show:false}, padding:[8,10,0,0],
-      scales:{ x:{time:S.axis == 'time'}, y:S.log ? {distr:3, range:(u,lo,hi) => lo === null ? [.1,10] : lo == hi ? [lo/2,hi*2] : [lo*(lo/hi)**.04, hi*(hi/lo)**.04]} : {range:(u,lo,hi) => lo === null ? [0,1] : lo == hi ? [lo-(Math.abs(lo)*.1||1), hi+(Math.abs(hi)*.1||1)] : [lo-(hi-lo)*.04, hi+(hi-lo)*.04]} },
-      axes:[{...axis, size:28, values:S.axis == 'time' ? undefined : (u,vs) => vs.map(v => v == null ? '' : S.axis == 'relative' ? span(v) : v == null ? '' : Math.abs(v) >= 1e4 ? +(v/1000).toPrecision(4)+'k' : num(v))},
-        {...axis, size:52, values:(u,vs) => vs.map(v => v == null ? '' : num(v))}],
-      series, focus:{alpha:.18}, cursor:{ drag:{x:true,y:false,setScale:false}, focus:{prox:40}, points:{size:6} },
-      hooks:{ setSelect:[u => { if (u.select.width > 6) { S.zoom = [u.posToVal(u.select.left,'x'), u.posToVal(u.select.left+u.select.width,'x')]; $('reset').hidden = false; u.setSelect({left:0,top:0,width:0,height:0}, false); draw() } }],
-        setCursor:[u => this.say(u)], setSeries:[(u,i) => { this.near = i }] } }
-    this.u?.destroy(); this.u = new uPlot(opts, data, this.plot)
-    this.u.over.ondblclick = reset
-    if (S.hover) this.focus(S.hover)
-    this.box.dataset.drawn = d.runs.length
-  }
-  say(u) {
-    const i = this.near, x = u.cursor.idx, id = i ? this.ids[i-1] : null
-    if (x == null || !id || u.cursor.left < 0) { this.tip.style.display = 'none'; return }
-    let j = x; const row = u.data[i]; for (let d = 0; row[j] == null && d < 60; d++) j = row[x-d] != null ? x-d : row[x+d] != null ? x+d : x
-    if (row[j] == null) { this.tip.style.display = 'none'; return }
-    const at = u.data[0][j], where = S.axis == 'step' ? 'step '+num(Math.round(at)) : S.axis == 'relative' ? span(at) : new Date(at*1000).toLocaleTimeString()
-    const b = el('b','',num(row[j])); b.style.color = S.on.get(id) || ''
-    this.tip.replaceChildren(b, '  '+(S.runs.get(id)?.name ?? id)+'  ·  '+where); this.tip.style.display = 'block'
-    const left = u.cursor.left+64, w = this.tip.offsetWidth; this.tip.style.left = Math.min(left, this.box.clientWidth-w-8)+'px'; this.tip.style.top = Math.max(4, u.cursor.top+8)+'px'
-  }
-  focus(id) { if (!this.u) return; const i = id ? this.ids.indexOf(id) : -1; this.u.setSeries(i < 0 ? null : i+1, {focus:true}, false) }
-}
-function ema(row) { let m = 0, w = 0; const b = S.smooth; return row.map(v => { if (v == null) return v; m = b*m+(1-b)*v; w = b*w+(1-b); return m/w }) }
-function unpack(buffer) {
-  const n = new DataView(buffer).getUint32(0, true), head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, n))); let at = (4+n+7)&~7
-  head.x = Array.from(new Float64Array(buffer, at, head.n)); at += 8*head.n
-  head.rows = head.runs.map(() => { const r = new Float32Array(buffer, at, head.n); at += 4*head.n; return r }); return head
-}
-function reset() { S.zoom = null; $('reset').hidden = true; draw() }
-$('reset').onclick = reset
-$('axis').onclick = e => { const b = e.target.closest('button'); if (!b) return; S.axis = b.dataset.x; for (const o of $('axis').children) o.setAttribute('aria-pressed', o == b); reset() }
-$('smooth').oninput = () => { S.smooth = +$('smooth').value; for (const c of cards.values()) c.rebuild() }
-$('log').onchange = () => { S.log = $('log').checked; for (const c of cards.values()) c.rebuild() }
+// the view of curves: tools, and a chart for each metric in sections by what stands before the first slash
+S.band = true; S.calm = false; S.find = ''; S.closed = new Set()
+function setAxis(x) { S.axis = x; S.zoom = null; link(); showTools(); views.show() }
+function reset() { if (!S.zoom) return; S.zoom = null; link(true); views.show() }
+function redraw() { link(); for (const c of cards.values()) c.rebuild() }
 
+const axis = make('span', {cls:'seg', id:'axis'}, ...Object.entries(axisNames).map(([x,name]) => { const b = button(name,'',() => setAxis(x)); b.dataset.x = x; return b }))
+const axisOther = make('select', {id:'axis-other', title:'a metric as the x axis', onchange:() => setAxis(axisOther.value || 'step')})
+axisOther.setAttribute('aria-label','another axis'); axis.append(axisOther)
+const smoothed = el('span','sub'), smoothing = make('input', {id:'smooth', type:'range', min:0, max:.98, step:.02, value:0, oninput:() => { S.smooth = +smoothing.value; showTools(); redraw() }})
+const finder = make('input', {id:'find', cls:'field', type:'search', placeholder:'find charts', oninput:() => { S.find = finder.value; link(); views.show() }})
+finder.setAttribute('aria-label','find charts')
+const bandTool = check('mean ± range', 'band', on => { S.band = on; link(); views.show() })
+views.add({name:'curves', title:'Curves', show:draw, hide:unfull}).append(make('div', {cls:'bar tools', id:'tools'}, axis, el('label','tool', el('span','','smooth'), smoothing, smoothed),
+  check('log y','log', on => { S.log = on; redraw() }), check('log x','logx', on => { S.logx = on; S.zoom = null; link(); views.show() }), check('no outliers','calm', on => { S.calm = on; redraw() }), bandTool,
+  make('button', {cls:'link', id:'reset', onclick:reset}, 'reset zoom'), el('span','gap'), finder), make('div', {id:'charts'}))
+
+function showTools() {
+  for (const b of axis.querySelectorAll('button')) b.setAttribute('aria-pressed', b.dataset.x == S.axis)
+  options(axisOther, [['', [['','metric …'], ...S.metrics.map(k => [k,k])]]], axisNames[S.axis] ? '' : S.axis)
+  axisOther.classList.toggle('on', !axisNames[S.axis])
+  smoothing.value = S.smooth; smoothed.textContent = S.smooth ? S.smooth.toFixed(2) : ''
+  $('log').checked = S.log; $('logx').checked = S.logx; $('band').checked = S.band; $('calm').checked = S.calm; bandTool.hidden = !S.group; $('reset').hidden = !S.zoom
+  if (finder.value != S.find) finder.value = S.find
+}
+keep('x', () => S.axis == 'step' ? '' : S.axis, v => { S.axis = v || 'step' })
+keep('smooth', () => S.smooth || '', v => { S.smooth = Math.min(.98, Math.max(0, +v || 0)) })
+keep('log', () => S.log, v => { S.log = !!v })
+keep('logx', () => S.logx, v => { S.logx = !!v })
+keep('calm', () => S.calm, v => { S.calm = !!v })
+keep('lines', () => !S.band, v => { S.band = !v })
+keep('zoom', () => S.zoom ? [S.zoom.low, S.zoom.high, encodeURIComponent(S.zoom.axis)].join(',') : '', v => { const [low,high,axis] = v.split(','); S.zoom = v && isFinite(low) && isFinite(high) ? {axis:decodeURIComponent(axis || 'step'), low:+low, high:+high} : null })
+keep('find', () => S.find, v => { S.find = v })
+keep('closed', () => packed(S.closed), v => { S.closed = new Set(unpacked(v)) })
+keep('chart', () => S.full, v => { S.full = v })
+
+function draw() {
+  showTools()
+  const ids = selected(), words = S.find.toLowerCase().split(/\s+/).filter(Boolean)
+  const logged = S.metrics.filter(k => ids.some(id => S.runs.get(id).has.has(k))), names = logged.filter(k => words.every(w => k.toLowerCase().includes(w)))
+  for (const [k,c] of [...cards]) if (!logged.includes(k)) { c.remove(); cards.delete(k) }
+  const why = nothing(ids, logged, names)
+  if (why) { for (const c of cards.values()) c.box.remove(); return $('charts').replaceChildren(why) }
+  for (const k of names) if (!cards.has(k)) cards.set(k, new Card(k))
+  arrangeCards(names)
+  for (const k of names) cards.get(k).want()
+  if (S.full && !fullCard()) cards.has(S.full) ? full(S.full) : 0
+}
+function nothing(ids, logged, names) {
+  const script = el('pre','mono','import mlstack.tracking as track\n\nrun = track.init(project="mnist", config=dict(lr=3e-3))\nrun.log({"loss": .3})')
+  if (!S.total) return empty('No runs yet', 'This page fills itself as soon as a run is logged:', script)
+  if (!S.order.length) return empty('No run matches', 'The filter leaves nothing of '+many(S.total,'run')+'.')
+  if (!ids.length) return empty('No run is selected', 'Click runs in the list to see their curves.')
+  if (!logged.length) return empty('No curves', 'The selected runs have logged no numbers.')
+  if (!names.length) return empty('No chart matches', 'None of '+many(logged.length,'metric')+' has “'+S.find+'” in its name.')
+}
+const sections = new Map() // the parts that were made, by name
+function arrangeCards(names) {
+  const groups = new Map()
+  for (const k of names) { const i = k.indexOf('/'), name = i > 0 ? k.slice(0,i) : ''; (groups.get(name) || groups.set(name,[]).get(name)).push(k) }
+  const single = groups.size == 1 || names.length < 5
+  const want = single ? [sectionOf('', names, true)] : [...groups].map(([name,ks]) => sectionOf(name, ks, false))
+  settle($('charts'), want)
+}
+function sectionOf(name, names, single) {
+  if (!sections.has(name)) {
+    const head = button('','section',() => { S.closed.has(name) ? S.closed.delete(name) : S.closed.add(name); link(); views.show() }), grid = el('div','grid')
+    sections.set(name, {head, grid, box:el('div','part', head, grid)})
+  }
+  const s = sections.get(name), open = single || !S.closed.has(name)
+  s.head.hidden = single; s.head.setAttribute('aria-expanded', open); s.head.replaceChildren(el('span','caret','›'), el('span','',name || 'other'), el('span','sub',names.length))
+  settle(s.grid, open ? names.map(k => cards.get(k).box) : [])
+  return s.box
+}
+function settle(box, want) { if (want.length != box.children.length || want.some((e,i) => box.children[i] != e)) box.replaceChildren(...want) }
+
+// one chart on the whole screen
+S.full = ''
+function fullCard() { return cards.get(S.full)?.box.classList.contains('full') ? cards.get(S.full) : null }
+function full(k) { unfull(); S.full = k; cards.get(k).box.classList.add('full'); cards.get(k).more.textContent = '✕'; link() }
+function unfull() { const c = fullCard(); S.full = ''; if (c) { c.box.classList.remove('full'); c.more.textContent = '⤢' } link() }
