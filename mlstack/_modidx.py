@@ -1383,6 +1383,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlstack/tracking/lanes.py'),
                                         'mlstack.tracking.lanes.Lane.abandon': ( 'tracking/lanes.html#lane.abandon',
                                                                                  'mlstack/tracking/lanes.py'),
+                                        'mlstack.tracking.lanes.Lane.again': ( 'tracking/lanes.html#lane.again',
+                                                                               'mlstack/tracking/lanes.py'),
                                         'mlstack.tracking.lanes.Lane.append': ( 'tracking/lanes.html#lane.append',
                                                                                 'mlstack/tracking/lanes.py'),
                                         'mlstack.tracking.lanes.Lane.close': ( 'tracking/lanes.html#lane.close',
