@@ -52,7 +52,7 @@ def shuffled(
     while (out>=n).any(): out = np.where(out<n, out, _scramble(out, keys, half))
     return out.astype(np.int64)
 
-# %% ../../nbs/trainer/01_data.ipynb #b71efc6a
+# %% ../../nbs/trainer/01_data.ipynb #7dde53d6
 def as_tensor(x):
     "`x` as a tensor, without a copy where possible; numpy's float64 becomes float32 and one-dimensional whole numbers int64, as torch's layers and losses want."
     if isinstance(x, torch.Tensor): return x
@@ -180,7 +180,7 @@ class Loader:
     def train(self, seed, epoch, start=0, rank=0, world_size=1): return self._start(key_of(seed,epoch), start, rank, world_size)
     def valid(self, rank=0, world_size=1): return self._start(None, 0, rank, world_size)
 
-# %% ../../nbs/trainer/01_data.ipynb #65d1ac5d
+# %% ../../nbs/trainer/01_data.ipynb #1eee01ec
 class Batches:
     "Any iterable of batches, in its own order."
     def __init__(self, iterable):
@@ -203,7 +203,7 @@ class Batches:
         return (turn[rank] for turn in islice(turns, start, None))
     def valid(self, rank=0, world_size=1): return iter(self.iterable) if self.sharded else islice(self.iterable, rank, None, world_size)
 
-# %% ../../nbs/trainer/01_data.ipynb #95900760
+# %% ../../nbs/trainer/01_data.ipynb #5c9700bd
 def source(obj):
     "The source that reads `obj`: a source as it is, a DataLoader, any iterable of batches."
     if hasattr(obj,'train') and hasattr(obj,'valid') and hasattr(obj,'count'): return obj
