@@ -72,9 +72,10 @@ def _columns(items):
     if isinstance(items, (tuple,list)) and not (isinstance(items,list) and items and isinstance(items[0],(int,float))): return [as_tensor(o) for o in items], tuple
     return [as_tensor(items)], lambda cols: cols[0]
 
-# %% ../../nbs/trainer/01_data.ipynb #5b629575
+# %% ../../nbs/trainer/01_data.ipynb #72bc2f93
 class Tensors:
     "Items held as whole tensors: on the device when they fit, batched there by indexing."
+    keyed = True # any place of the order can be entered directly
     def __init__(self,
         items,               # a tensor, a tuple or a dict of them
         batch_size:int=128,  # per process
@@ -141,7 +142,7 @@ def valid(self:Tensors, rank=0, world_size=1):
     lo,hi = self.n*rank//world_size, self.n*(rank+1)//world_size
     for a in range(lo, hi, self.batch_size): yield self.join([c[a:min(a+self.batch_size,hi)] for c in self.cols])
 
-# %% ../../nbs/trainer/01_data.ipynb #6926a559
+# %% ../../nbs/trainer/01_data.ipynb #5032b78b
 class _Plan:
     "A batch sampler that gives what `set` says: the place where a DataLoader meets the keyed order."
     def __init__(self, tensors): self.tensors,self.args = tensors,None
@@ -162,6 +163,7 @@ def _plain(loader):
 
 class Loader:
     "A DataLoader over an indexable dataset, its order replaced by the keyed one."
+    keyed = True
     def __init__(self, loader):
         tensors = Tensors(torch.empty(len(loader.dataset),0), loader.batch_size, type(loader.sampler) is RandomSampler, loader.drop_last)
         self.plan,self.generator = _Plan(tensors),torch.Generator()
@@ -180,9 +182,16 @@ class Loader:
     def train(self, seed, epoch, start=0, rank=0, world_size=1): return self._start(key_of(seed,epoch), start, rank, world_size)
     def valid(self, rank=0, world_size=1): return self._start(None, 0, rank, world_size)
 
-# %% ../../nbs/trainer/01_data.ipynb #1eee01ec
+# %% ../../nbs/trainer/01_data.ipynb #73899feb
+def _generators(loader):
+    "The torch generators from which a loader's samplers draw its order."
+    b = getattr(loader,'batch_sampler',None)
+    found = [getattr(o,'generator',None) for o in (loader, getattr(loader,'sampler',None), b, getattr(b,'sampler',None))]
+    return list({id(g): g for g in found if isinstance(g,torch.Generator)}.values())
+
 class Batches:
     "Any iterable of batches, in its own order."
+    keyed = False # its reader goes through the batches that were used, see `Trainer`
     def __init__(self, iterable):
         try: iter(iterable)
         except TypeError: raise DataError(f'{type(iterable).__name__} cannot be iterated', 'Data', 'give a DataLoader, any iterable of batches, or tensors through Data.from_tensors') from None
@@ -198,6 +207,7 @@ class Batches:
         return n if self.sharded else n//world_size
     def train(self, seed, epoch, start=0, rank=0, world_size=1):
         if self.sharded: self.sampler.set_epoch(epoch)
+        for g in _generators(self.iterable): g.manual_seed(key_of(seed,epoch) >> 1)
         if self.sharded or world_size==1: return islice(self.iterable, start, None) if start else iter(self.iterable)
         turns = zip(*[iter(self.iterable)]*world_size) # an uneven last turn is dropped: no rank may wait alone
         return (turn[rank] for turn in islice(turns, start, None))

@@ -46,20 +46,22 @@ def split_target(batch):
     if isinstance(batch, (tuple,list)): return (batch[:-1],{},batch[-1]) if len(batch)>1 else (batch,{},None)
     return (batch,),{},None
 
-# %% ../../nbs/trainer/02_step.ipynb #ac97ee7a
-def _with_metrics(out, y, loss, metrics):
+# %% ../../nbs/trainer/02_step.ipynb #6eb983a0
+def _measure(out, y, metrics, updates):
     seen = out.detach() if out.__class__ is torch.Tensor else out
-    return loss(out,y), {k: f(seen,y) for k,f in metrics.items()}
+    for update in updates: update(seen, y)
+    return {k: f(seen,y) for k,f in metrics.items()}
 
-def _pair(loss, metrics):
+def _pair(loss, metrics, updates):
     "The usual case, (x,y), with nothing between it and the model."
     def bare(model, batch):
         x,y = batch
         return loss(model(x),y),{}
     def measured(model, batch):
         x,y = batch
-        return _with_metrics(model(x), y, loss, metrics)
-    return measured if metrics else bare
+        out = model(x)
+        return loss(out,y), _measure(out, y, metrics, updates)
+    return measured if metrics or updates else bare
 
 def _accepts_call(fn, args, named):
     try: inspect.signature(fn).bind(*args, **named)
@@ -74,8 +76,17 @@ def _own_loss(model, batch):
     except TypeError:
         if _accepts_call(model.forward, args, named): raise
         raise StepError(f'there is no loss, and the model does not take the whole batch {describe(batch)}', 'Trainer(loss=None)', 'give loss=, for instance torch.nn.functional.cross_entropy; without it the model gets the targets too and returns its loss') from None
-    if isinstance(out, dict) and 'loss' in out: return out['loss'],{}
-    return getattr(out,'loss',out),{}
+    return (out['loss'] if isinstance(out, dict) and 'loss' in out else getattr(out,'loss',out)),out
+
+def _with_own_loss(metrics, updates):
+    "The same, and metrics of its logits and the batch's target."
+    def forward(model, batch):
+        loss,out = _own_loss(model, batch)
+        y = split_target(batch)[2] if metrics or updates else None
+        if y is None: return loss,{}
+        logits = out.get('logits',out) if isinstance(out,dict) else getattr(out,'logits',out)
+        return loss, _measure(logits, y, metrics, updates)
+    return forward
 
 def _by_function(step):
     "The user's own `step(model, batch)`, which returns the loss or a dict with a loss and whatever else to record."
@@ -89,19 +100,21 @@ def forward_for(
     batch,        # the first batch; all others have its structure
     loss=None,    # loss(output, target); None: the model returns it
     metrics=None, # name -> function(output, target)
-    step=None     # the user's own step(model, batch)
+    step=None,    # the user's own step(model, batch)
+    updates=()    # called with output and target, for their effect
 ):
     "The function `(model, batch) -> (loss, values)` for batches like this one."
     if step is not None: return _by_function(step)
     if not isinstance(batch, (torch.Tensor,tuple,list,dict)):
         raise StepError(f'a batch is a {type(batch).__name__}', 'Trainer', 'batches are tensors, tuples or dicts; for any other give step=function(model, batch)')
-    if loss is None: return _own_loss
-    if isinstance(batch, (tuple,list)) and len(batch)==2: return _pair(loss, metrics)
+    if loss is None: return _with_own_loss(metrics or {}, updates)
+    if isinstance(batch, (tuple,list)) and len(batch)==2: return _pair(loss, metrics or {}, updates)
     if split_target(batch)[2] is None:
         raise StepError(f'a batch {describe(batch)} has no target for the loss', 'Trainer', f'give (inputs, target), a dict with {" or ".join(map(repr,_targets))}, or step=function(model, batch)')
     def forward(model, batch):
         args,named,y = split_target(batch)
-        return _with_metrics(model(*args,**named), y, loss, metrics or {})
+        out = model(*args,**named)
+        return loss(out,y), _measure(out, y, metrics or {}, updates)
     return forward
 
 # %% ../../nbs/trainer/02_step.ipynb #4ced1013
