@@ -7,8 +7,9 @@ A result on validation data is what a model is chosen by, so it may not depend o
 # %% auto #0
 __all__ = ['Evaluating']
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #6b095464
+# %% ../../nbs/trainer/07_evaluating.ipynb #1afa412d
 import copy
+from contextlib import nullcontext
 from functools import partial
 from itertools import chain
 import numpy as np, torch
@@ -18,7 +19,7 @@ from .data import Data, DataError, as_tensor, source
 from .metrics import check_ranks, results, stateful, warn_of
 from .step import TrainerError, check_values, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #64a5219e
+# %% ../../nbs/trainer/07_evaluating.ipynb #abeae396
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
@@ -40,6 +41,13 @@ def _placed(self:Evaluating, batches):
         yield from rest if on_device(first, self.device) else map(partial(move, device=self.device), rest)
 
 @patch
+def _averaged(self:Evaluating):
+    "A context in which the model has the weights that a callback of the fit averages; without one, its own."
+    found = [c.applied for c in getattr(self,'callbacks',()) if hasattr(c,'applied')]
+    if len(found)>1: raise TrainerError('two callbacks average the weights', 'Trainer(callbacks=)', 'keep one of them')
+    return found[0](self.model) if found else nullcontext()
+
+@patch
 def validate(self:Evaluating,
     data=None # a loader or Data; default: the trainer's validation data
 ) -> dict: # val_loss and a value for each metric
@@ -52,18 +60,18 @@ def validate(self:Evaluating,
     for hook in getattr(self,'_hooks',{}).get('before_validate',()): hook(self)
     functions,objects = self._measuring()
     for m in objects.values(): m.reset()
-    forward,names,n,totals = None,['loss',*functions],0,0
-    with torch.no_grad():
+    forward,names,n,totals,seen = None,['loss',*functions],0,0,False
+    with torch.no_grad(), self._averaged():
         for batch in self._placed(src.valid(self.parallel.rank, self.parallel.world_size)):
             if forward is None: forward = self._forward(batch, functions, tuple(m.update for m in objects.values()))
             loss,values = forward(self.model, batch)
-            values = {'loss':loss, **values}
-            if not n: names = list(values); check_values(values)
-            size = size_of(batch)
-            totals,n = totals + _numbers(values,names,self.device)*size, n+size
+            if not seen: names,seen = ['loss',*(k for k in values if k!='count')],True; check_values(values)
+            size = values.pop('count') if 'count' in values else size_of(batch) # tokens, if the step counts them
+            got = _numbers({'loss':loss, **values}, names, self.device)*size
+            totals,n = totals + (torch.where(size>0, got, 0.) if isinstance(size,torch.Tensor) else got), n+size
             if stop is not None and stop.reason is not None: raise StopTraining(stop.reason)
             if self._interrupted: raise KeyboardInterrupt
-    if not n: totals = torch.zeros(len(names), device=self.device, dtype=torch.float32 if self.device.type=='mps' else torch.float64)
+    if not seen: totals = torch.zeros(len(names), device=self.device, dtype=torch.float32 if self.device.type=='mps' else torch.float64)
     sums = self.parallel.sum(torch.cat([totals, totals.new_tensor([n])])).tolist()
     if not sums[-1]: raise DataError('the validation data gave no batch', 'validate', 'check what filled it')
     self.validated = {f'val_{k}': v/sums[-1] for k,v in zip(names,sums)} | {f'val_{k}': v for k,v in self._compute(objects).items()}
@@ -99,7 +107,7 @@ def _validation_source(self:Evaluating, data):
     if isinstance(data, Data): data = data.valid or data.train
     return self.data.valid if data is None else source(data)
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #367c5be2
+# %% ../../nbs/trainer/07_evaluating.ipynb #19ec55d6
 @patch
 def _to_predict(self:Evaluating, data):
     "Batches without their targets, as (positional, named)."
@@ -122,6 +130,6 @@ def predict(self:Evaluating,
     was = self.model.training
     self.model.eval()
     forward = in_precision(lambda model,batch: model(*batch[0], **batch[1]), self.device, self.precision)
-    with torch.no_grad(): outs = [move(forward(self.model, move(b,self.device)), 'cpu') for b in self._to_predict(data)]
+    with torch.no_grad(), self._averaged(): outs = [move(forward(self.model, move(b,self.device)), 'cpu') for b in self._to_predict(data)]
     self.model.train(was)
     return torch.cat(outs) if outs and isinstance(outs[0],torch.Tensor) else outs

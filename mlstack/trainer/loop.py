@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #3d1be590
+# %% ../../nbs/trainer/11_loop.ipynb #0bf9fab4
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -15,16 +15,16 @@ import numpy as np, torch
 from fastcore.basics import patch
 from torch import nn
 from ..core import Stop, StopTraining, context, new_id, provider, settings
-from .data import Data, DataError
-from .step import Single, TrainerError, checked, choose_precision, clipper, make_step, move, on_device, scaler_for
-from .optimizers import _lr, check_instance, is_torch_scheduler, made_with, make_optimizer, schedule_for
+from .data import Data, DataError, Tensors
+from .step import Single, TrainerError, check_clip, checked, choose_precision, clipper, make_step, move, on_device, scaler_for
+from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
 from .callbacks import History, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, hook_names, hooks
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
-from .inspecting import Inspecting
+from .inspecting import Inspecting, Waiting
 
 # %% ../../nbs/trainer/11_loop.ipynb #1f9cb13a
 def _check_loss_function(loss):
@@ -38,19 +38,19 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #a485fdcf
+# %% ../../nbs/trainer/11_loop.ipynb #9dadeff6
 class Trainer(Evaluating, Resuming, Stopping, Inspecting):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
         model,                 # any nn.Module
         data=None,             # Data, a DataLoader, or any iterable of batches
         loss=None,             # loss(output, target); None: the model returns it
-        opt=torch.optim.AdamW, # class, partial, instance or word; None: the step updates
+        opt=torch.optim.AdamW, # class, word, instance, list; None: the step updates
         lr=_lr,                # learning rate
         schedule=None,         # "cosine", a function of progress, or a torch scheduler
         metrics=None,          # name -> function(output, target), or torchmetrics
         accumulate:int=1,      # batches an update
-        clip=None,             # largest norm of the gradients
+        clip=None,             # largest norm of gradients, or dict(value=)
         precision='auto',      # auto, fp32, tf32, bf16, fp16
         compile='auto',        # auto or False
         graph='auto',          # auto or False
@@ -58,13 +58,13 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting):
         run=None,              # anything with `.log(metrics, step=)`
         seed=0,                # of order, dropout, augmentation; None: draw one
         parallel=None,         # None, "ddp", or an object like Single
-        step=None              # step(model, batch) -> loss or dict with a loss
+        step=None              # step(model, batch) -> loss or dict(loss=, count=)
     ):
         if not isinstance(model, nn.Module): raise TrainerError(f'the model is a {type(model).__name__}', 'Trainer(model)', 'give an instance of torch.nn.Module')
         for name,val in dict(compile=compile, graph=graph).items():
             if val not in ('auto',False): raise TrainerError(f'{name}={val!r} is not built yet', 'Trainer', 'leave it at "auto", which runs eagerly for now' + ('; model.compile() before works' if name=='compile' else ''))
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
-        if clip is not None and not (isinstance(clip,(int,float)) and clip>0): raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, or None')
+        check_clip(clip)
         if run is not None and not callable(getattr(run,'log',None)): raise TrainerError(f'run is a {type(run).__name__}, which cannot log', 'Trainer(run=)', 'give an object with .log(metrics, step=)')
         if not isinstance(lr,(int,float,torch.Tensor)) and lr is not None: raise TrainerError(f'lr is {lr!r}, a {type(lr).__name__}', 'Trainer(lr=)', f'give a number: lr=float({lr!r})' if isinstance(lr,str) else 'give a number')
         _check_loss_function(loss)
@@ -79,6 +79,7 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting):
         self.device,self.history = torch.device(self.parallel.device),History()
         self.step = self.epoch = self.at = 0 # updates made, epochs done, batches of this epoch consumed
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
+        self.waiting = None # measures how long a fit waits for data
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
@@ -90,7 +91,7 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting):
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #eebbd5b4
+# %% ../../nbs/trainer/11_loop.ipynb #a6eabeda
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -101,6 +102,7 @@ def setup(self:Trainer):
     if self.precision=='tf32': torch.set_float32_matmul_precision('high')
     self.model.to(self.device)
     p.broadcast(self.model)
+    freeze(self.opt, self.model)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
@@ -116,7 +118,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #f9179fdf
+# %% ../../nbs/trainer/11_loop.ipynb #f6a40687
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -139,7 +141,7 @@ def _build(self:Trainer, batch):
         if self.scheduler is not None: after.append(self.scheduler.step)
         elif self.schedule is not None: before.append(self._set_lr(schedule_for(self.schedule)))
     make = partial(make_step, model=self.module, optimizer=self.optimizer, before_update=tuple(before), after_update=tuple(after),
-        scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync)
+        scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
     return make(checked(forward) if self.optimizer is not None else forward), make(forward)
 
 # %% ../../nbs/trainer/11_loop.ipynb #d4d51a6b
@@ -225,7 +227,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #a53fbede
+# %% ../../nbs/trainer/11_loop.ipynb #ee50d6a1
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -235,6 +237,9 @@ def _bind(self:Trainer, ctx):
     if many: inner.append(together)
     elif self.limit: inner.append(_Deadline())
     if self._saving and self._saving.every: inner.append(_Saver(self._saving.every))
+    held = getattr(self.data.train,'iterable',None)
+    self.waiting = None if isinstance(self.data.train,Tensors) or isinstance(held,(list,tuple)) else Waiting(Trainer._steps, Recorder.absorb)
+    if self.waiting: inner.append(self.waiting)
     if self.parallel.rank==0 and settings().progress and not any(isinstance(c,Progress) for c in self.callbacks): inner.append(Progress())
     own = [self.recorder] + ([self.measured] if self.measured.objects else [])
     theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name not in ('before_fit','after_fit') else hooks(self.callbacks,name)
@@ -303,4 +308,5 @@ def fit(self:Trainer,
         self.batch = None
         self.call('after_fit')
     self._end(number)
+    self._say_waiting()
     return self

@@ -6,13 +6,14 @@ Between two batches an expert's loop does five things: forward, loss, backward, 
 
 # %% auto #0
 __all__ = ['StepError', 'TrainerError', 'describe', 'size_of', 'split_target', 'forward_for', 'check_loss', 'check_values',
-           'checked', 'choose_precision', 'in_precision', 'scaler_for', 'params_of', 'clipper', 'make_step', 'move',
-           'on_device', 'best_device', 'Single']
+           'checked', 'choose_precision', 'in_precision', 'scaler_for', 'params_of', 'check_clip', 'clipper',
+           'make_step', 'move', 'on_device', 'best_device', 'Single']
 
-# %% ../../nbs/trainer/02_step.ipynb #94eb24be
-import inspect
+# %% ../../nbs/trainer/02_step.ipynb #e20c7dc0
+import inspect, math
 from contextlib import nullcontext
 import numpy as np, torch
+from torch import nn
 from ..core import MlstackError
 
 # %% ../../nbs/trainer/02_step.ipynb #7e02f481
@@ -165,18 +166,28 @@ def scaler_for(device, name):
     "A loss scaler for float16 on a GPU, else None."
     return torch.amp.GradScaler('cuda') if name=='fp16' and torch.device(device).type=='cuda' else None
 
-# %% ../../nbs/trainer/02_step.ipynb #72143cc0
+# %% ../../nbs/trainer/02_step.ipynb #2616d45b
 def params_of(optimizer):
     "The parameters that `optimizer` updates."
     return [p for g in optimizer.param_groups for p in g['params']]
 
+def check_clip(clip):
+    "Raise for what cannot be a limit of gradients."
+    good = lambda v: isinstance(v,(int,float)) and not isinstance(v,bool) and v>0
+    if clip is None or good(clip) or (isinstance(clip,dict) and clip and set(clip)<={'norm','value'} and all(map(good,clip.values()))): return
+    raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, dict(value=) for each number of them, math.inf to record the norm only, or None')
+
 def clipper(optimizer, clip):
-    "The action that clips the gradients' norm to `clip` on the device and records it."
-    params = params_of(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_
-    def act(values):
-        values['grad_norm'] = norm(params, clip)
-    return act
+    "The action that clips the gradients on the device, and records their norm as it was before."
+    params,limits = params_of(optimizer), clip if isinstance(clip,dict) else dict(norm=clip)
+    norm,value,clip_norm,clip_value = limits.get('norm',math.inf),limits.get('value'),nn.utils.clip_grad_norm_,nn.utils.clip_grad_value_
+    def only_norm(values): values['grad_norm'] = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    def by_norm(values): values['grad_norm'] = clip_norm(params, norm)
+    first = only_norm if norm==math.inf else by_norm
+    def by_value(values):
+        first(values)
+        clip_value(params, value)
+    return first if value is None else by_value
 
 def make_step(
     forward,             # (model, batch) -> (loss, values)
@@ -186,7 +197,8 @@ def make_step(
     after_update=(),     # actions without argument
     scaler=None,         # loss scaler of float16
     accumulate:int=1,    # micro-batches an update; the step then takes a list
-    no_sync=nullcontext  # context in which gradients stay with their rank
+    no_sync=nullcontext, # context in which gradients stay with their rank
+    parallel=None        # several ranks: their counts are added up
 ):
     "The function `step(batch) -> values`, with nothing in it that was not asked for."
     if optimizer is None: return _without_optimizer(forward, model)
@@ -208,8 +220,13 @@ def make_step(
         backward(loss)
         return finish({'loss': loss.detach(), **values})
 
+    ranks = 1 if parallel is None else parallel.world_size
     def micro(batch, share):
         loss,values = forward(model, batch)
+        if 'count' in values:
+            share = torch.as_tensor(values['count'], dtype=torch.float32, device=loss.device)
+            loss = torch.where(share>0, loss, 0.) # a mean over nothing is nan
+            values['count'] = share
         backward(loss*share)
         return {'loss': loss.detach(), **values}
 
@@ -217,8 +234,20 @@ def make_step(
         share = 1/len(batches)
         with no_sync(model): seen = [micro(b,share) for b in batches[:-1]]
         seen.append(micro(batches[-1], share))
+        if 'count' in seen[0]: return finish(counted(seen))
         return finish({k: sum(v[k] for v in seen)*share for k in seen[0]})
-    return single if accumulate==1 else several
+
+    def counted(seen):
+        "Gradients and values as the mean over everything that was counted, on all ranks."
+        total = sum(v['count'] for v in seen).clone()
+        if ranks>1: parallel.sum(total)
+        share = ranks/total.clamp(min=1) # ranks: gradients and values are averaged over them
+        grads = [p.grad for p in params if p.grad is not None]
+        if grads: torch._foreach_mul_(grads, share)
+        return {k: sum(torch.where(v['count']>0, v[k]*v['count'], 0.) for v in seen)*share for k in seen[0] if k!='count'} | {'count': total}
+
+    def one_of_many(batch): return several((batch,))
+    return several if accumulate>1 else single if ranks==1 else one_of_many
 
 def _without_optimizer(forward, model):
     def step(batch):
@@ -226,7 +255,7 @@ def _without_optimizer(forward, model):
         return {'loss': loss.detach(), **values}
     return step
 
-# %% ../../nbs/trainer/02_step.ipynb #8540870d
+# %% ../../nbs/trainer/02_step.ipynb #cf22c3f0
 def move(batch, device):
     "`batch` with every tensor in it on `device`; numpy arrays become tensors."
     if isinstance(batch, torch.Tensor): return batch.to(device, non_blocking=True)
@@ -243,7 +272,7 @@ def on_device(batch, device) -> bool:
     if isinstance(batch, (tuple,list)): return all(on_device(v,device) for v in batch)
     return not isinstance(batch, np.ndarray)
 
-# %% ../../nbs/trainer/02_step.ipynb #f79af8b6
+# %% ../../nbs/trainer/02_step.ipynb #1af6ef13
 def best_device() -> str:
     "The device the hardware chapter would take."
     from mlstack.hardware import device

@@ -101,7 +101,7 @@ class _Saver(Callback):
     def after_step(self, t):
         if not t.step%self.every: t._save_now()
 
-# %% ../../nbs/trainer/09_stopping.ipynb #9f933db7
+# %% ../../nbs/trainer/09_stopping.ipynb #274ee044
 @patch
 @contextmanager
 def _signals(self:Stopping, stop):
@@ -131,6 +131,11 @@ def _say_resumed(self:Stopping):
     of = lambda at,end: f'{at} of {end}' if end is not None else str(at)
     place = lambda n: f'epoch {of(n,self.last_epoch)}' if self.last_epoch is not None else f'step {of(self.step,self.last_step)}'
     self._say(f'going on from {self._from.parent.name}/{self._from.name}, {place(self.epoch+1)}' if left else f'already done: {place(self.epoch)}')
+
+@patch
+def _say_waiting(self:Stopping):
+    from mlstack.hardware import cpus
+    if self.waiting and (said := self.waiting.advice(self.data.train, cpus())): self._say(said)
 
 @patch
 def _save_interrupted(self:Stopping):
