@@ -213,7 +213,7 @@ class Batches:
         return (turn[rank] for turn in islice(turns, start, None))
     def valid(self, rank=0, world_size=1): return iter(self.iterable) if self.sharded else islice(self.iterable, rank, None, world_size)
 
-# %% ../../nbs/trainer/01_data.ipynb #5c9700bd
+# %% ../../nbs/trainer/01_data.ipynb #870f23e2
 def source(obj):
     "The source that reads `obj`: a source as it is, a DataLoader, any iterable of batches."
     if hasattr(obj,'train') and hasattr(obj,'valid') and hasattr(obj,'count'): return obj
@@ -245,6 +245,27 @@ class Data:
         "Data held in memory, on the device when it fits there."
         if _looks_like_a_pair(train, valid): raise DataError('the second argument is the validation data, and this looks like the targets of the first', 'Data.from_tensors(x, y)', 'write Data.from_tensors((x,y)), with a pair of parentheses')
         return cls(Tensors(train, batch_size, shuffle, drop_last), None if valid is None else Tensors(valid, batch_size, shuffle=False))
+
+    @classmethod
+    def folds(cls,
+        items,              # a tensor or array, a tuple or a dict of them
+        k:int=5,            # how many folds
+        seed:int=0,         # of the cut
+        groups=None,        # one label an item: equal ones stay together
+        **kw                # as for `from_tensors`
+    ):
+        "`k` times Data: each item is validated on once and trained on in the others."
+        cols,join = _columns(items)
+        n = min(len(c) for c in cols)
+        of = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        if len(of)!=n: raise DataError(f'{len(of)} groups for {n} items', 'Data.folds', 'give one group an item')
+        kinds = int(of.max())+1
+        if not isinstance(k,int) or not 2<=k<=kinds: raise DataError(f'k is {k!r}', 'Data.folds', f'give a whole number from 2 to {kinds}, the number of {"items" if groups is None else "groups"}')
+        fold = np.empty(kinds, dtype=np.int64)
+        fold[shuffled(np.arange(kinds), kinds, key_of(seed, 0xF01D))] = np.arange(kinds)*k//kinds
+        for i in range(k):
+            inside = torch.from_numpy(fold[of]==i)
+            yield cls.from_tensors(join([c[~inside] for c in cols]), join([c[inside] for c in cols]), **kw)
 
     def __repr__(self):
         say = lambda s: 'none' if s is None else f'{n} items in batches of {s.batch_size}' if (n := getattr(s,'n',0)) else f'{s.count()} batches' if s.count() else 'batches'

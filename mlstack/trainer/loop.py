@@ -227,7 +227,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #ee50d6a1
+# %% ../../nbs/trainer/11_loop.ipynb #8714508a
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -268,8 +268,7 @@ def fit(self:Trainer,
     self._newest = False # whether this goes on from the newest checkpoint of the folder it saves to
     number,going_on = self._fits+1,self._go_on(resume if resume is not None else ctx.attempt>0 and self._saving is not None)
     if going_on=='past': self._fits = number; return self # this fit had ended when the checkpoint was written
-    if going_on: self._between = self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
-    else: self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0., number=number)
+    if not going_on: self._fit = dict(step=self.step, epoch=self.epoch, at=self.at, spent=0., number=number)
     if not self._seeded: seed_all(self.seed, self.parallel.rank)
     self._seeded = True
     self._began_at,self._claim,self._saved_at = self.step, not self._newest, self.step
@@ -277,25 +276,24 @@ def fit(self:Trainer,
         self._end(number)
         self._say(f'already done, ended in epoch {len(self.history)}: {self.stopped}')
         return self
-    self._cut = True
+    self._cut,self._asked = True,dict(epochs=epochs, steps=steps, time=time)
     self._aim(epochs, steps, time)
     if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
     self._differs = []
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
-    self.recorder.start(carry=self.at>0)
-    self.measured.carry = self.at>0
+    self._begin(going_on)
     try:
         if going_on: self._say_resumed()
         with self._signals(ctx.stop):
             self.call('before_fit')
-            self._epochs()
+            self._run()
             if self._interrupted: raise KeyboardInterrupt
     except StopTraining as e:
         self.stopped = str(e)
         try: self.recorder.close(self.device)
         except StopTraining: pass # the run repeats what we know
-        if self._saving and self.step>before: self._save_now()
+        if self._saving and self.step>before: self._save_now(judge=False)
         if ctx.stop.reason is not None or self._stop.reason is not None: raise
     except BaseException as e:
         self.stopped = f'{type(e).__name__}: {e}'

@@ -7,7 +7,7 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #ac45c161
+# %% ../../nbs/trainer/08_resuming.ipynb #d1bcdb58
 import math, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
@@ -15,10 +15,11 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from .data import key_of
+from .callbacks import NonFiniteLoss
 from .step import TrainerError
 from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #cea0e77c
+# %% ../../nbs/trainer/08_resuming.ipynb #5b5ff808
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -65,8 +66,11 @@ def _claim_folder(self:Resuming):
     warnings.warn(self._why['aside'])
 
 @patch
-def _save_now(self:Resuming):
+def _save_now(self:Resuming, judge=True):
     self.recorder.close(self.device)
+    if judge:
+        for c in self.callbacks:
+            if hasattr(c,'judge'): c.judge(self) # what is saved has to be good
     asked = self._stop.reason is not None # then the run goes on some day, so it is not over
     stopped,self.stopped = self.stopped, None if asked else self.stopped
     if self._claim: self._claim_folder()
@@ -209,7 +213,24 @@ def _resume(self:Resuming, resume) -> bool:
     self._newest = True
     return True
 
-# %% ../../nbs/trainer/08_resuming.ipynb #8e1b891c
+# %% ../../nbs/trainer/08_resuming.ipynb #ba0e78b5
+@patch
+def _run(self:Resuming):
+    "The epochs of this fit, and again from where a callback has put it back."
+    while True:
+        try: return self._epochs()
+        except NonFiniteLoss as e:
+            if not any(c.rescue(self,e) for c in self.callbacks if hasattr(c,'rescue')): raise
+            self._begin()
+
+@patch
+def _begin(self:Resuming, going_on=True):
+    "Where the sums of a half-finished epoch go on."
+    self._between = going_on and self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
+    self.recorder.start(carry=self.at>0)
+    self.measured.carry = self.at>0
+
+# %% ../../nbs/trainer/08_resuming.ipynb #2b48ac3b
 def _equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_equal, a, b))

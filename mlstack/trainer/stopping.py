@@ -101,7 +101,7 @@ class _Saver(Callback):
     def after_step(self, t):
         if not t.step%self.every: t._save_now()
 
-# %% ../../nbs/trainer/09_stopping.ipynb #274ee044
+# %% ../../nbs/trainer/09_stopping.ipynb #80ea09c8
 @patch
 @contextmanager
 def _signals(self:Stopping, stop):
@@ -142,5 +142,5 @@ def _save_interrupted(self:Stopping):
     "After a Ctrl-C: a checkpoint of this step, if it is whole and not yet saved. Several ranks would wait for each other."
     if not (self._saving and self._whole and self.step>self._saved_at and self.parallel.world_size==1): return
     self.stopped,why = None,self.stopped # it is not over
-    self._save_now()
+    self._save_now(judge=False)
     self.stopped = why
