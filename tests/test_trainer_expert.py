@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlstack import workers
 from mlstack.core import context
-from mlstack.trainer import EMA, SWA, Callback, Checkpoints, Data, NonFiniteLoss, Rollback, SkipStep, StepError, Trainer, TrainerError, locate
+from mlstack.trainer import EMA, SWA, Callback, Checkpoints, Data, Histograms, Mixup, NonFiniteLoss, Rollback, SkipStep, StepError, Throughput, Trainer, TrainerError, locate
 from tests.test_trainer import Cut, CutAt, Gloo, Log, calls_trainer, quiet, same_weights, samples, tiny  # noqa: F401
 
 
@@ -347,3 +347,48 @@ def test_locate_says_what_it_needs():
     t = job(callbacks=[Spoil([(0,0)],math.nan)])
     with pytest.raises(NonFiniteLoss): t.fit(epochs=1)
     with pytest.raises(TrainerError, match='no checkpoint from before step 1'): locate(t)
+
+
+# Transforms, meters, folds
+
+@pytest.mark.parametrize('accumulate', [1,2])
+def test_mixup_resumes_bit_for_bit(tmp_path, accumulate):
+    def make(*more): return job(callbacks=[Mixup(10,alpha=.4,smooth=.1),*more], accumulate=accumulate)
+    straight = make().fit(epochs=2)
+    for cut in (straight.step//2+2, straight.step//2+4):
+        with pytest.raises(Cut): make(CutAt(cut)).fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    resumed = make().fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert resumed.history.table()==straight.history.table() and same_weights(resumed.model, straight.model)
+
+
+def test_histograms_reach_a_run_as_histograms(tmp_path):
+    import mlstack.tracking as track
+    from mlstack.tracking.media import restored
+    run = track.init(project='p', dir=tmp_path)
+    t = job(still(), callbacks=[Histograms(every=10, bins=8),Throughput()], run=run).fit(epochs=2)
+    run.finish()
+    r = track.runs(project='p', dir=tmp_path)[0]
+    steps,*_,seen = r.metric('histograms/gradients/0.weight')
+    assert list(steps)==[10,20,30] and sum(restored(seen[-1],r.path).histogram)==784*32 and len(t.history['items_per_second'])==2
+    assert same_weights(t.model, job(still()).fit(epochs=2).model)
+
+
+def test_histograms_count_what_is_not_finite():
+    h = Histograms(every=1, of='gradients', bins=4)
+    class Break(Callback):
+        def before_update(self, t): t.model[0].bias.grad[:3] = math.nan
+    job(still(), callbacks=[Break(),h]).fit(steps=1)
+    assert h.last['gradients/0.bias']['bad']==3 and sum(h.last['gradients/0.bias']['values'])==29 and not any(k.startswith('weights') for k in h.last)
+
+
+def test_folds_validate_every_item_once():
+    (x,y),_ = digits()
+    x,y,losses,n = x[:200],y[:200],[],0
+    for fold in Data.folds((x,y), k=4, batch_size=50):
+        t = Trainer(still(0.), fold, F.cross_entropy, lr=3e-3).fit(epochs=4)
+        n += fold.valid.n
+        losses.append(t.history['val_loss'][-1])
+        assert not {tuple(r) for r in fold.train.cols[0][:,150:300].tolist()} & {tuple(r) for r in fold.valid.cols[0][:,150:300].tolist()}
+    assert n==200 and max(losses)<2.2
+    with pytest.raises(ValueError, match='from 2 to 3'): list(Data.folds((x[:3],y[:3]), k=4))
+    with pytest.raises(ValueError, match='5 groups for 200 items'): list(Data.folds((x,y), groups=range(5)))

@@ -167,15 +167,16 @@ def summary(self:Inspecting,
     params = list(self.model.parameters())
     return Summary(rows, sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad), sum(counter.get_flop_counts().get('Global',{}).values()), size_of(batch))
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #b86aecaa
+# %% ../../nbs/trainer/10_inspecting.ipynb #5fb37b30
 class Waiting(Callback):
     "How much of a fit's time the loop stands in the line that fetches batches."
     def __init__(self,
-        steps,          # the loop's function: the batches are its first `for`
-        reading=None,   # a function in which it waits for the device
-        every:float=.05 # seconds between two glances
+        steps,           # the loop's function: the batches are its first `for`
+        reading=None,    # a function in which it waits for the device
+        every:float=.05, # seconds between two glances
+        after:float=1.   # a shorter fit needs no advice
     ):
-        self.code,self.reading,self.every = steps.__code__,getattr(reading,'__code__',None),every
+        self.code,self.reading,self.every,self.after = steps.__code__,getattr(reading,'__code__',None),every,after
         self.line = next(i.positions.lineno for i in dis.get_instructions(self.code) if i.opname=='FOR_ITER')
         self.seen,self.data,self.device = 0,0,0
     def before_fit(self, t):
@@ -184,6 +185,7 @@ class Waiting(Callback):
         self.thread.start()
     def after_fit(self, t): self.done.set(); self.thread.join()
     def _watch(self, who):
+        if self.done.wait(self.after): return
         while not self.done.wait(self.every): self.look(sys._current_frames().get(who))
     def look(self, frame):
         reading = False

@@ -59,7 +59,7 @@ class Throughput(Callback):
     def after_epoch(self, t):
         if self.rate: t.history.rows[-1] |= dict(items_per_second=round(self.rate,1)) | (dict(mfu=round(self.mfu,4)) if self.mfu else {})
 
-# %% ../../nbs/trainer/14_transforming.ipynb #b4857701
+# %% ../../nbs/trainer/14_transforming.ipynb #24a69717
 class Histograms(Callback):
     "Histograms of gradients, weights and outputs of the layers, every so many steps."
     def __init__(self,
@@ -87,7 +87,7 @@ class Histograms(Callback):
             if 'weights' in self.of: self._count(f'weights/{name}', p)
     def after_step(self, t):
         if t.step%self.every: return
-        self.last = {k: dict(counts=c.tolist(), low=a.item(), high=b.item(), bad=n.item()) for k,(c,a,b,n) in self.last.items()}
+        self.last = {k: dict(_type='histogram', values=c.tolist(), bins=np.linspace(a.item(), b.item(), self.bins+1).tolist() if c.any() else list(range(self.bins+1)), bad=n.item()) for k,(c,a,b,n) in self.last.items()}
         if t.recorder.run is not None:
             t.recorder.close(t.device) # in the order of the steps
             t.recorder.log({f'histograms/{k}': h for k,h in self.last.items()}, t.step)
@@ -107,7 +107,7 @@ class Histograms(Callback):
         "The last histograms, one line each."
         import matplotlib.pyplot as plt
         ax = ax or plt.subplots(figsize=(6,.35*max(len(self.last),3)))[1]
-        table = np.array([np.array(h['counts'])/max(*h['counts'],1) for h in self.last.values()])
+        table = np.array([np.array(h['values'])/max(*h['values'],1) for h in self.last.values()])
         ax.imshow(table, aspect='auto', cmap='Greys', interpolation='nearest')
-        ax.set_yticks(range(len(self.last)), [f'{k}  {h["low"]:.1e} … {h["high"]:.1e}' for k,h in self.last.items()], fontsize=7); ax.set_xticks([])
+        ax.set_yticks(range(len(self.last)), [f'{k}  {h["bins"][0]:.1e} … {h["bins"][-1]:.1e}' for k,h in self.last.items()], fontsize=7); ax.set_xticks([])
         return ax
