@@ -15,7 +15,7 @@ from mlstack.trainer import Checkpoints, Data, Trainer, TrainerError
 from tests.test_trainer import Cut, CutAt, Gloo, OwnLoss, quiet, same_weights, samples, tiny  # noqa: F401
 
 def missing(): return None if importlib.util.find_spec('torchmetrics') else 'torchmetrics is not installed'
-torchmetrics = pytest.mark.probe(missing)
+torchmetrics = pytest.mark.probe.with_args(missing)
 
 
 class Macro:

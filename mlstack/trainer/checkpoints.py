@@ -166,7 +166,7 @@ class Checkpoints:
             except CheckpointError as e: warnings.warn(f'{self.path(step).name} is skipped: {e.what}')
         return None
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #89a76859
+# %% ../../nbs/trainer/05_checkpoints.ipynb #0e0faac1
 def random_state(device='cpu') -> dict:
     "The state of the generators of python, numpy, torch and, on a GPU, this device."
     kind,keys,pos,has,cached = np.random.get_state()
@@ -175,10 +175,11 @@ def random_state(device='cpu') -> dict:
     return out
 
 def set_random_state(state, device='cpu'):
-    "Put the generators back where `random_state` found them."
-    random.setstate((state['python'][0], tuple(state['python'][1]), state['python'][2]))
-    kind,keys,pos,has,cached = state['numpy']
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), pos, has, cached))
+    "Put the generators back where `random_state` found them, as many as are in `state`."
+    if 'python' in state: random.setstate((state['python'][0], tuple(state['python'][1]), state['python'][2]))
+    if 'numpy' in state:
+        kind,keys,pos,has,cached = state['numpy']
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), pos, has, cached))
     torch.set_rng_state(state['torch'])
     if 'cuda' in state and torch.device(device).type=='cuda': torch.cuda.set_rng_state(state['cuda'], device)
 

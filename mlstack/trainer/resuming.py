@@ -230,7 +230,7 @@ def _begin(self:Resuming, going_on=True):
     self.recorder.start(carry=self.at>0)
     self.measured.carry = self.at>0
 
-# %% ../../nbs/trainer/08_resuming.ipynb #2b48ac3b
+# %% ../../nbs/trainer/08_resuming.ipynb #837f7dae
 def _equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_equal, a, b))
@@ -244,7 +244,7 @@ def _reread(self:Resuming, src):
     batches = iter(src.train(self.seed, self.epoch, 0, p.rank, p.world_size))
     first,opened = list(islice(batches,1)), random_state()
     if not self.at:
-        set_random_state(mine | {k: opened[k] for k in ('python','numpy')}, self.device)
+        set_random_state({k: v for k,v in mine.items() if k not in ('python','numpy')}, self.device)
         return chain(first, batches)
     for _ in islice(batches, self.at-1): pass
     now = random_state()
