@@ -38,7 +38,7 @@ class Mixup(Callback):
         mixed = lambda o: (w := part.reshape(-1, *[1]*(o.ndim-1)))*o + (1-w)*o[other]
         return mixed(x),mixed(y)
 
-# %% ../../nbs/trainer/14_transforming.ipynb #6bad824b
+# %% ../../nbs/trainer/14_transforming.ipynb #393464cf
 class Throughput(Callback):
     "Items a second, in the log every few steps and in `history` as `items_per_second`."
     def __init__(self,
@@ -47,9 +47,11 @@ class Throughput(Callback):
     ): self.flops,self.peak,self.items,self.began,self.rate,self.mfu = flops,peak,0,None,None,None
     def before_epoch(self, t): self.items,self.began = 0,None
     def after_step(self, t):
-        if self.began is not None: self.items += sum(map(size_of,t.batch)) if t.accumulate>1 else size_of(t.batch)
-        elif not t.step%t.recorder.every: self.began = time.monotonic()
-        if self.items and not t.step%t.recorder.every: self._note(t)
+        if self.began is None: self.began = time.monotonic(); return # the first step of an epoch opens the loader
+        self.items += sum(map(size_of,t.batch)) if t.accumulate>1 else size_of(t.batch)
+        if not t.step%t.recorder.every: self._note(t)
+    def before_validate(self, t):
+        if self.items: self._note(t)
     def _note(self, t):
         if t.device.type=='cuda': torch.cuda.synchronize(t.device) # once in many steps
         self.rate = self.items*t.parallel.world_size/max(time.monotonic()-self.began, 1e-9)
@@ -57,6 +59,8 @@ class Throughput(Callback):
         if self.flops and self.peak: self.mfu = values['mfu'] = self.rate*self.flops/self.peak/t.parallel.world_size
         if t.recorder.run is not None: t.recorder.log(values, t.step)
     def after_epoch(self, t):
+        if self.items and t.data.valid is None: self._note(t)
+        self.items = 0
         if self.rate: t.history.rows[-1] |= dict(items_per_second=round(self.rate,1)) | (dict(mfu=round(self.mfu,4)) if self.mfu else {})
 
 # %% ../../nbs/trainer/14_transforming.ipynb #24a69717
