@@ -753,3 +753,107 @@ def test_a_type_error_within_the_model_is_left_alone():
 def test_predict_takes_numpys_float64():
     t,wide = changed(),x.numpy().astype(np.float64)
     for given in (wide, (wide,y.numpy()), (wide,y)): assert torch.equal(t.predict(given), t.predict(x))
+
+
+# A stop is remembered, and shared
+
+class StopAt(Callback):
+    "Ends the fit at `step`, as early stopping does, with the hook `name`, on one rank if that is asked for."
+    def __init__(self, name, step, rank=None, error=StopTraining): self.step,self.rank,self.error = step,rank,error; setattr(self, name, self.go)
+    def go(self, t):
+        if t.step==self.step and self.rank in (None,t.parallel.rank): raise self.error('good enough')
+    def before_step(self, t): pass
+    def after_step(self, t): pass
+    def after_epoch(self, t): pass
+
+
+@pytest.mark.parametrize('step', [4,10])
+def test_a_retry_remembers_which_fit_a_callback_ended(tmp_path, step):
+    "Two fits of one trainer, the first or the second ended by a callback; then the job is tried again."
+    def job():
+        t,ends = _simple(callbacks=[StopAt('after_step',step)]),[]
+        for n in (2,3): t.fit(epochs=n); ends.append((t.step,t.stopped))
+        return t,ends
+    with use(checkpoints=str(tmp_path), attempt=0): first,ends = job()
+    assert [w for _,w in ends]==(['good enough',None] if step==4 else [None,'good enough'])
+    with use(checkpoints=str(tmp_path), attempt=1): again,ends2 = job()
+    assert [w for _,w in ends2]==[w for _,w in ends] and again.step==first.step and same_weights(again.model, first.model)
+
+
+@pytest.mark.parametrize('name,rank,error', [('after_step',0,StopTraining), ('after_step',1,StopTraining), ('before_step',1,StopTraining), ('after_epoch',1,StopTraining), ('after_step',1,StopEpoch)])
+def test_a_callbacks_stop_on_one_rank_ends_all_in_the_same_step(tmp_path, name, rank, error):
+    a,b = workers.run(_stopping_rank, tmp_path/'rendezvous', name, rank, error, nprocs=2, timeout=60)
+    assert a[:2]==b[:2] and a[0]<600
+    if error is StopTraining: assert {a[2],b[2]}=={'good enough','a callback of another rank ended it'}
+    else: assert a[1]==2 and a[0]<12*50*2 and a[2] is None
+
+
+def _stopping_rank(file, name, rank, error):
+    os.environ['MLSTACK_PROGRESS'] = 'no'
+    p = Gloo().start(file)
+    data = Data.from_tensors(samples(800), batch_size=8)
+    t = Trainer(tiny(), data, F.cross_entropy, parallel=p, callbacks=[StopAt(name, 50 if name=='after_epoch' else 3, rank, error)]).fit(epochs=2 if error is StopEpoch else 20)
+    out = t.step, t.epoch, t.stopped
+    del t.module, t
+    gc.collect()
+    p.dist.destroy_process_group()
+    return out
+
+
+# Batches in an order of their own
+
+class Weighted(DataLoader):
+    "A loader whose order is drawn from torch's global generator, as a WeightedRandomSampler does."
+    def __init__(self, generator=None, dataset=None):
+        super().__init__(dataset or TensorDataset(*samples(100)), batch_size=8, drop_last=True, sampler=torch.utils.data.WeightedRandomSampler(torch.ones(100), 100, generator=generator))
+
+
+class Shuffled:
+    "Batches in an order drawn when an epoch begins, from Python's or numpy's generator; or, with `steps`, batch by batch."
+    def __init__(self, draw): self.draw = draw
+    def __iter__(self):
+        x,y = samples(96)
+        for i in self.draw(12): yield x[8*i:8*i+8],y[8*i:8*i+8]
+
+
+def by_buffer(n): # as a shuffle buffer does
+    left = list(range(n))
+    while left: yield left.pop(random.randrange(len(left)))
+def by_torch(n):
+    for _ in range(n): yield int(torch.randint(n,()))
+
+
+own = dict(weighted=lambda: Weighted(), generator=lambda: Weighted(torch.Generator().manual_seed(3)), augmented=lambda: Weighted(dataset=Noisy()),
+    python=lambda: Shuffled(lambda n: random.sample(range(n),n)), numpy=lambda: Shuffled(np.random.permutation), buffer=lambda: Shuffled(by_buffer))
+
+
+@pytest.mark.parametrize('kind', own)
+@pytest.mark.parametrize('cut', [14,17])
+def test_an_order_drawn_from_global_generators_is_resumed(tmp_path, kind, cut):
+    def job(**kw): return Trainer(tiny(.5), own[kind](), F.cross_entropy, lr=3e-3, **kw)
+    straight = job().fit(epochs=3)
+    for at in (cut,cut+3):
+        random.seed(); np.random.seed(); torch.seed()
+        with pytest.raises(Cut), warnings.catch_warnings(): warnings.simplefilter('ignore'); job(callbacks=[CutAt(at)]).fit(epochs=3, save=Checkpoints(tmp_path, every=1), resume=True)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); resumed = job().fit(epochs=3, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert resumed.history.steps()==straight.history.steps() and same_weights(resumed.model, straight.model)
+    assert ('perhaps not' in resumed._why['resume'])==(kind=='augmented')
+
+
+def test_an_order_drawn_batch_by_batch_is_doubted(tmp_path):
+    def job(**kw): return Trainer(tiny(.5), Shuffled(by_torch), F.cross_entropy, **kw)
+    with pytest.raises(Cut): job(callbacks=[CutAt(17)]).fit(steps=30, save=Checkpoints(tmp_path, every=1))
+    with pytest.warns(UserWarning, match='draw from the generator of torch while they are read'): resumed = job().fit(steps=30, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert 'perhaps not bit for bit' in str(resumed.explain())
+
+
+def test_opening_a_loader_leaves_dropout_alone():
+    "The masks depend on the seed alone, not on whether a loader draws when it is opened."
+    def masks(data):
+        seen = []
+        t = Trainer(nn.Sequential(nn.Dropout(.5), nn.Linear(64,10)), data, F.cross_entropy)
+        t.model[0].register_forward_hook(lambda m,i,o: seen.append((o==0).sum().item()) if m.training else None)
+        t.fit(steps=5)
+        return seen
+    x,y = samples(8)
+    assert masks([(x,y)]*5)==masks(DataLoader(TensorDataset(x.repeat(5,1),y.repeat(5)), batch_size=8, sampler=list(range(40))))

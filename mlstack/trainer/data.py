@@ -52,7 +52,7 @@ def shuffled(
     while (out>=n).any(): out = np.where(out<n, out, _scramble(out, keys, half))
     return out.astype(np.int64)
 
-# %% ../../nbs/trainer/01_data.ipynb #b71efc6a
+# %% ../../nbs/trainer/01_data.ipynb #7dde53d6
 def as_tensor(x):
     "`x` as a tensor, without a copy where possible; numpy's float64 becomes float32 and one-dimensional whole numbers int64, as torch's layers and losses want."
     if isinstance(x, torch.Tensor): return x
@@ -72,9 +72,10 @@ def _columns(items):
     if isinstance(items, (tuple,list)) and not (isinstance(items,list) and items and isinstance(items[0],(int,float))): return [as_tensor(o) for o in items], tuple
     return [as_tensor(items)], lambda cols: cols[0]
 
-# %% ../../nbs/trainer/01_data.ipynb #5b629575
+# %% ../../nbs/trainer/01_data.ipynb #72bc2f93
 class Tensors:
     "Items held as whole tensors: on the device when they fit, batched there by indexing."
+    keyed = True # any place of the order can be entered directly
     def __init__(self,
         items,               # a tensor, a tuple or a dict of them
         batch_size:int=128,  # per process
@@ -141,7 +142,7 @@ def valid(self:Tensors, rank=0, world_size=1):
     lo,hi = self.n*rank//world_size, self.n*(rank+1)//world_size
     for a in range(lo, hi, self.batch_size): yield self.join([c[a:min(a+self.batch_size,hi)] for c in self.cols])
 
-# %% ../../nbs/trainer/01_data.ipynb #6926a559
+# %% ../../nbs/trainer/01_data.ipynb #5032b78b
 class _Plan:
     "A batch sampler that gives what `set` says: the place where a DataLoader meets the keyed order."
     def __init__(self, tensors): self.tensors,self.args = tensors,None
@@ -162,6 +163,7 @@ def _plain(loader):
 
 class Loader:
     "A DataLoader over an indexable dataset, its order replaced by the keyed one."
+    keyed = True
     def __init__(self, loader):
         tensors = Tensors(torch.empty(len(loader.dataset),0), loader.batch_size, type(loader.sampler) is RandomSampler, loader.drop_last)
         self.plan,self.generator = _Plan(tensors),torch.Generator()
@@ -180,9 +182,16 @@ class Loader:
     def train(self, seed, epoch, start=0, rank=0, world_size=1): return self._start(key_of(seed,epoch), start, rank, world_size)
     def valid(self, rank=0, world_size=1): return self._start(None, 0, rank, world_size)
 
-# %% ../../nbs/trainer/01_data.ipynb #65d1ac5d
+# %% ../../nbs/trainer/01_data.ipynb #73899feb
+def _generators(loader):
+    "The torch generators from which a loader's samplers draw its order."
+    b = getattr(loader,'batch_sampler',None)
+    found = [getattr(o,'generator',None) for o in (loader, getattr(loader,'sampler',None), b, getattr(b,'sampler',None))]
+    return list({id(g): g for g in found if isinstance(g,torch.Generator)}.values())
+
 class Batches:
     "Any iterable of batches, in its own order."
+    keyed = False # its reader goes through the batches that were used, see `Trainer`
     def __init__(self, iterable):
         try: iter(iterable)
         except TypeError: raise DataError(f'{type(iterable).__name__} cannot be iterated', 'Data', 'give a DataLoader, any iterable of batches, or tensors through Data.from_tensors') from None
@@ -198,12 +207,13 @@ class Batches:
         return n if self.sharded else n//world_size
     def train(self, seed, epoch, start=0, rank=0, world_size=1):
         if self.sharded: self.sampler.set_epoch(epoch)
+        for g in _generators(self.iterable): g.manual_seed(key_of(seed,epoch) >> 1)
         if self.sharded or world_size==1: return islice(self.iterable, start, None) if start else iter(self.iterable)
         turns = zip(*[iter(self.iterable)]*world_size) # an uneven last turn is dropped: no rank may wait alone
         return (turn[rank] for turn in islice(turns, start, None))
     def valid(self, rank=0, world_size=1): return iter(self.iterable) if self.sharded else islice(self.iterable, rank, None, world_size)
 
-# %% ../../nbs/trainer/01_data.ipynb #95900760
+# %% ../../nbs/trainer/01_data.ipynb #870f23e2
 def source(obj):
     "The source that reads `obj`: a source as it is, a DataLoader, any iterable of batches."
     if hasattr(obj,'train') and hasattr(obj,'valid') and hasattr(obj,'count'): return obj
@@ -235,6 +245,27 @@ class Data:
         "Data held in memory, on the device when it fits there."
         if _looks_like_a_pair(train, valid): raise DataError('the second argument is the validation data, and this looks like the targets of the first', 'Data.from_tensors(x, y)', 'write Data.from_tensors((x,y)), with a pair of parentheses')
         return cls(Tensors(train, batch_size, shuffle, drop_last), None if valid is None else Tensors(valid, batch_size, shuffle=False))
+
+    @classmethod
+    def folds(cls,
+        items,              # a tensor or array, a tuple or a dict of them
+        k:int=5,            # how many folds
+        seed:int=0,         # of the cut
+        groups=None,        # one label an item: equal ones stay together
+        **kw                # as for `from_tensors`
+    ):
+        "`k` times Data: each item is validated on once and trained on in the others."
+        cols,join = _columns(items)
+        n = min(len(c) for c in cols)
+        of = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+        if len(of)!=n: raise DataError(f'{len(of)} groups for {n} items', 'Data.folds', 'give one group an item')
+        kinds = int(of.max())+1
+        if not isinstance(k,int) or not 2<=k<=kinds: raise DataError(f'k is {k!r}', 'Data.folds', f'give a whole number from 2 to {kinds}, the number of {"items" if groups is None else "groups"}')
+        fold = np.empty(kinds, dtype=np.int64)
+        fold[shuffled(np.arange(kinds), kinds, key_of(seed, 0xF01D))] = np.arange(kinds)*k//kinds
+        for i in range(k):
+            inside = torch.from_numpy(fold[of]==i)
+            yield cls.from_tensors(join([c[~inside] for c in cols]), join([c[inside] for c in cols]), **kw)
 
     def __repr__(self):
         say = lambda s: 'none' if s is None else f'{n} items in batches of {s.batch_size}' if (n := getattr(s,'n',0)) else f'{s.count()} batches' if s.count() else 'batches'
