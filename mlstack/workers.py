@@ -230,7 +230,7 @@ def _prepare(call, link):
     try: os.chdir(call['cwd'])
     except OSError: pass
     sys.path[:] = call['path']
-    sys.argv[:] = call['argv']
+    sys.argv[:],sys.orig_argv[:] = call['argv'],call['command']
     set_process_context(Context(**call['context'], stop=link.stop, link=link))
     for name,lines in call['cells'].items(): linecache.cache[name] = sum(map(len,lines)),None,lines,name
     sys.stdout,sys.stderr = link.out
@@ -437,7 +437,7 @@ class Pool:
         try: payload = cloudpickle.dumps((fn,args,kwargs))
         except Exception as e:
             raise MlstackError(f'{getattr(fn,"__name__",fn)!r} or its arguments cannot be sent to a process: {e}', do='open files, locks and runs inside the function instead') from e
-        call = dict(payload=payload, context=ctx, env=env, cwd=os.getcwd(), path=list(sys.path), argv=list(sys.argv), threads=self.threads, cells=_cells(fn, *args))
+        call = dict(payload=payload, context=ctx, env=env, cwd=os.getcwd(), path=list(sys.path), argv=list(sys.argv), command=list(sys.orig_argv), threads=self.threads, cells=_cells(fn, *args))
         task = Task(self, new_id(), call)
         with self._lock:
             if self._closing: raise MlstackError('this pool is closed', do='make a new one')
