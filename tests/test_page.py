@@ -212,16 +212,16 @@ def test_groups_fold_and_show_bands(browser, lab):
 def test_a_metric_as_the_axis_and_what_is_not_finite(browser, lab):
     go(browser, lab)
     val, loss = ("[...cards.values()].find(c => c.k == '%s')" % k for k in ('val/loss', 'train/loss'))
-    until(browser, f"{val}?.data")
+    until(browser, f"{val}?.data && {loss}?.data")
     assert browser.execute_script(f"return [{val}.data.axis, {val}.data.x, {loss}.data.axis]") == ['epoch', [1, 2, 3, 4, 5, 6], 'step']
     browser.execute_script("setAxis('epoch')")
-    until(browser, f"{loss}.data.axis == 'epoch'")
+    until(browser, f"{loss}?.data?.axis == 'epoch'")
     x = browser.execute_script(f"return {loss}.data.x")
     assert x == [1, 2, 3, 4, 5]  # a row belongs to the epoch that was told last, and before the first to none
     browser.execute_script("setAxis('step'); document.getElementById('logx').click()")
-    until(browser, f"{loss}.data.logx && {loss}.data.x[0] > 0")
+    until(browser, f"{loss}?.data?.logx && {loss}.data.x[0] > 0")
     typed(browser, 'name.startswith("<")')
-    until(browser, f"{loss}?.data.bad.length == 1 && {loss}.have == {loss}.stamp")
+    until(browser, f"{loss}?.data?.bad.length == 1 && {loss}.have == {loss}.stamp")
     assert browser.execute_script(f"return {loss}.below.textContent").startswith('1 run with values that are NaN')
     silent(browser)
 
