@@ -18,7 +18,8 @@ from torch.utils.flop_counter import flop_registry
 from ..core import MlstackError
 from .cards import card
 
-# %% ../../nbs/hardware/02_planning.ipynb #702c7ae0
+# %% ../../nbs/hardware/02_planning.ipynb #64494d93
+_wide = {'mse_loss','smooth_l1_loss'} # their mean lies in a storage that had room for every item's loss
 _free = {'empty','empty_like','empty_strided','new_empty','new_empty_strided','detach','arange'}
 
 class Ledger(TorchDispatchMode):
@@ -32,14 +33,14 @@ class Ledger(TorchDispatchMode):
         "From here on the peak and the costs are counted."
         self.peak,self.parts,self.costs = self.total,dict(self.kinds),[]
 
-    def book(self, tensor, kind):
+    def book(self, tensor, kind, size=0):
         "Book a storage, or book it under another kind."
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self.live: self._add(self.live[key][1], -self.live[key][0])
         elif storage.nbytes(): weakref.finalize(storage, self._gone, key)
         else: return
-        self.live[key] = size,kind = -(-storage.nbytes()//512)*512,kind
+        self.live[key] = size,kind = -(-max(size, storage.nbytes())//512)*512,kind
         self._add(kind, size)
     def _add(self, kind, size):
         self.kinds[kind] = self.kinds.get(kind,0)+size
@@ -58,7 +59,7 @@ class Ledger(TorchDispatchMode):
         out = func(*args, **kwargs)
         outs,ins = ([t for t in _tensors(o) if t.is_meta] for o in (out,(args,kwargs))) # an optimizer counts its steps on the CPU
         for o in outs:
-            if o.untyped_storage()._cdata not in self.live: self.book(o, self.kind)
+            if o.untyped_storage()._cdata not in self.live: self.book(o, self.kind, _bytes(ins[:1]) if name in _wide else 0)
         if name not in _free: self._cost(func, name, args, kwargs, ins, outs, out)
         return out
     def _read(self, tensor):
