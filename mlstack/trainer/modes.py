@@ -106,7 +106,7 @@ def choose_compile(t, want): # (False, "blocks" or "whole"; the modules; why)
     if want=='whole' or want!='blocks' and share_of(blocks,t.model)<.8: return 'whole',[t.model],'compiled whole' + ('' if want=='whole' else ', since no repeated blocks hold most of it')
     return 'blocks',blocks,f'compiled by block: {len(blocks)} {" and ".join(dict.fromkeys(type(b).__name__ for b in blocks))}, which share their code'
 
-# %% ../../nbs/trainer/02a_modes.ipynb #28155afc
+# %% ../../nbs/trainer/02a_modes.ipynb #9fd58e26
 def signature(batch):
     "What a compiled step or a graph depends on: structure, shapes, types, and plain values."
     if isinstance(batch, torch.Tensor): return batch.shape,batch.dtype
@@ -135,7 +135,8 @@ class Undo:
         set_random_state(self.rng, self.t.device)
 
 def said_by(error) -> str:
-    "The first line of an error."
+    "The first line of an error; of the one inside, where the compiler has wrapped it."
+    error = getattr(error,'inner_exception',None) or error
     return f'{type(error).__name__}: {(str(error).strip().splitlines() or [""])[0][:160]}'
 
 # %% ../../nbs/trainer/02a_modes.ipynb #94b2282c
