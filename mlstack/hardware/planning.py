@@ -7,10 +7,11 @@ Out of memory after ten minutes of loading is the most common way in which a tra
 # %% auto #0
 __all__ = ['Ledger', 'Kernels', 'weightless', 'Plan', 'plan']
 
-# %% ../../nbs/hardware/02_planning.ipynb #7f247042
+# %% ../../nbs/hardware/02_planning.ipynb #46775192
 import copy, weakref
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import _engine_run_backward as _run_backward
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -138,7 +139,7 @@ def weightless(model):
     memo = {k: torch.nn.Parameter(t.detach().to('meta'), t.requires_grad) if isinstance(t, torch.nn.Parameter) else t.to('meta') for k,t in tensors.items()}
     return copy.deepcopy(model, memo)
 
-# %% ../../nbs/hardware/02_planning.ipynb #29a6f548
+# %% ../../nbs/hardware/02_planning.ipynb #6c2d4d20
 _targets = 'labels','label','target','y'
 
 def _forward(model, batch, loss, assumed):
@@ -189,7 +190,8 @@ def _step(model, batch, loss, optimizer, dtype, compiled):
         kernels.copies.clear()
         if not isinstance(out, torch.Tensor) or out.dim() or not out.requires_grad: raise MlstackError(f'the loss is {"no number" if isinstance(out,torch.Tensor) and out.dim() else "not made from the parameters"}', 'plan', 'give loss=, a function of output and target that returns a mean')
         ledger.kind = 'temporary'
-        out.backward()
+        seed = torch.ones_like(out)
+        with kernels: _run_backward((out,), (seed,), False, False, (), allow_unreachable=True, accumulate_grad=True) # out.backward() would leave the mode, and checkpointed blocks run again in here
         peak,parts = ledger.peak,ledger.parts
         opt.step()
         if not getattr(optimizer,'keywords',{}).get('foreach'): ledger.peak,ledger.parts = peak,parts # fused, as the trainer makes it
