@@ -79,7 +79,7 @@ class Recorded:
         self.graph.replay()
         return self.ring.read(keep)
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #58fb7ead
+# %% ../../nbs/trainer/02b_graphs.ipynb #c3263aae
 _small = 50_000_000 # parameters up to which launching can be what costs
 
 def _fixed(optimizer) -> str:
@@ -108,7 +108,7 @@ def obstacle(t) -> str:
     if getattr(t.scheduler,'cycle_momentum',False): return f'{type(t.scheduler).__name__} changes the momentum in every step'
     if t.measured.objects: return f'{", ".join(t.measured.objects)} keeps its state on the host'
     theirs = hooks(t.callbacks, 'before_update')
-    if theirs: return f'{type(theirs[0].__self__).__name__}.before_update runs on the host between gradients and update'
+    if theirs: return f'{type(getattr(theirs[0],"__self__",theirs[0])).__name__}.before_update runs on the host between gradients and update'
     return _hooked(t.model)
 
 def choose_graph(t, want): # (whether, why)
