@@ -4095,6 +4095,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlstack/trainer/modes.py'),
                                        'mlstack.trainer.modes.chosen': ('trainer/modes.html#chosen', 'mlstack/trainer/modes.py'),
                                        'mlstack.trainer.modes.graphs_made': ('trainer/modes.html#graphs_made', 'mlstack/trainer/modes.py'),
+                                       'mlstack.trainer.modes.last_batch': ('trainer/modes.html#last_batch', 'mlstack/trainer/modes.py'),
                                        'mlstack.trainer.modes.no_compiler': ('trainer/modes.html#no_compiler', 'mlstack/trainer/modes.py'),
                                        'mlstack.trainer.modes.repeated_blocks': ( 'trainer/modes.html#repeated_blocks',
                                                                                   'mlstack/trainer/modes.py'),

@@ -1,5 +1,6 @@
 "Compiled and recorded steps compute what eager ones do; whatever goes wrong costs no update; formats are what they say."
 import copy
+import gc
 import os
 import random
 import shutil
@@ -17,10 +18,11 @@ from torch import nn
 import mlstack.trainer.formats as formats
 import mlstack.trainer.graphs as graphs
 import mlstack.trainer.modes as modes
+from mlstack import workers
 from mlstack.core import StopTraining, context, use
 from mlstack.trainer import EMA, Callback, Checkpoints, Data, Mixup, Rollback, StepError, Trainer, TrainerError
 from tests import house
-from tests.test_trainer import Cut, CutAt, Log, quiet, same_weights  # noqa: F401
+from tests.test_trainer import Cut, CutAt, Gloo, Log, quiet, same_weights  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures('quiet')
 
@@ -147,7 +149,7 @@ def test_a_compiled_fit_is_the_eager_one_within_rounding(traced, kw):
 
 
 def test_many_models_of_one_class_are_all_compiled(traced):
-    for width in range(8,128,8): assert job(Tower(2,width), compile=True).fit(steps=2).mode=='compiled' # torch's own limit is 8
+    for width in range(8,80,8): assert job(Tower(2,width), compile=True).fit(steps=2).mode=='compiled' # torch's own limit is 8
 
 
 def test_validation_and_the_short_batch_are_eager(traced):
@@ -165,7 +167,7 @@ class Lengths:
 
 
 def test_many_shapes_end_in_one_graph_for_all(traced):
-    sizes = [*range(20,40)]*2
+    sizes = [*range(20,30)]*2
     t,eager = [job(data=Data(Lengths(sizes)), compile=c).fit(epochs=1) for c in (True,False)]
     assert t.mode=='compiled' and t.modes.dynamic and t.modes.graphs<=2*4+4 and close(t.model, eager.model)
 
@@ -178,13 +180,13 @@ class Picky(Block):
 
 
 def test_a_model_that_is_never_done_compiling_goes_on_eagerly(traced):
-    model = lambda: nn.Sequential(nn.Linear(8,16), *(Picky(16) for _ in range(3)), nn.Linear(16,4))
+    model = lambda: nn.Sequential(nn.Linear(8,16), *(Picky(16) for _ in range(2)), nn.Linear(16,4))
     def fit(compile):
         torch.manual_seed(0)
-        return job(model(), data=Data(Lengths(range(20,44))), compile=compile).fit(epochs=1)
+        return job(model(), data=Data(Lengths(range(20,34))), compile=compile).fit(epochs=1)
     with pytest.warns(UserWarning, match='shapes of batches took'): t = fit(True)
     eager = fit(False)
-    assert t.mode=='eager' and 'pad them' in str(t.explain()) and t.step==24 and close(t.model, eager.model)
+    assert t.mode=='eager' and 'pad them' in str(t.explain()) and t.step==14 and close(t.model, eager.model)
 
 
 # What does not work
@@ -233,9 +235,10 @@ def test_automatic_compiling_fails_without_a_word(monkeypatch):
     torch._dynamo.reset()
     monkeypatch.setattr(modes, '_unwise', lambda t: '')
     monkeypatch.setattr(modes, 'backend', refusing(('forward',1)))
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
         t = job().fit(epochs=1)
+    assert not [w for w in said if 'not compiled' in str(w.message)]
     assert t.mode=='eager' and t.step==4 and 'Refused' in str(t.explain())
 
 
@@ -339,6 +342,25 @@ def test_a_resume_in_another_mode_says_so(tmp_path, traced):
     assert t.mode=='eager' and 'within tolerance (compile blocks then, False now)' in t._why['resume']
     t = job().fit(steps=4, save=tmp_path, resume=True)
     assert t.step==4
+    t.fit(epochs=1) # the next fit chooses by itself again
+    assert t.mode=='eager' and t.modes.why['compile'].startswith('not compiled: on a CPU')
+
+
+def test_another_device_and_an_older_checkpoint_decide_nothing(tmp_path):
+    t = job()
+    t.setup()
+    assert modes.take(t, {})==modes.take(t, dict(device='cuda', compile='blocks', graph=True, precision='bf16', threads=64))==[]
+    assert t.modes.taken=={} and t.precision=='fp32' and torch.get_num_threads()==1
+
+
+def test_the_last_batch_is_short_by_its_place(traced):
+    few = job(n=10, compile=True).fit(epochs=3) # ten items are one batch, and that is no short one
+    assert few.modes.graphs in (1,2) and few.step==3
+    def times(model, batch): return F.cross_entropy(model(batch[0].flatten(0,1)),batch[1].flatten())
+    x,y = items(160)
+    data = Data(torch.utils.data.DataLoader(list(zip(x,y)), batch_size=32, collate_fn=lambda o: tuple(torch.stack(v).unflatten(0,(-1,8)) for v in zip(*o)))) # the first size is 4, and a batch has 32
+    t = Trainer(Tower(), data, step=times, compile=True).fit(epochs=2)
+    assert t.mode=='compiled' and t.modes.graphs in (1,2) and t.step==10
 
 
 def test_precision_layout_and_threads_are_taken_again(tmp_path, monkeypatch):
@@ -352,12 +374,31 @@ def test_precision_layout_and_threads_are_taken_again(tmp_path, monkeypatch):
     assert all(o in t._why['resume'] for o in ('precision bf16 then, fp32 now','channels_last True then, False now','deterministic False then, True now'))
 
 
+def _rank(file, compile):
+    os.environ['MLSTACK_PROGRESS'],modes.backend,graphs.recorder = 'no','aot_eager',Again
+    p = Gloo().start(file)
+    t = job(data=Data.from_tensors(items(72), items(20), batch_size=8, drop_last=False), compile=compile, graph=compile, accumulate=2, parallel=p).fit(epochs=2)
+    out = t.mode,t.modes.why['graph'],[w.detach().clone() for w in t.model.parameters()],t.history['val_loss']
+    del t.module, t # as in test_trainer
+    gc.collect()
+    p.dist.destroy_process_group()
+    return out
+
+
+def test_two_processes_compile_the_same(tmp_path):
+    (mode,why,mine,loss),other = workers.run(_rank, str(tmp_path/'compiled'), True, nprocs=2)
+    (eager,_,plain,val),_ = workers.run(_rank, str(tmp_path/'eager'), False, nprocs=2)
+    assert (mode,eager)==('compiled','eager') and why=='no graph: several processes train together'
+    assert all(torch.equal(a,b) for a,b in zip(mine,other[2])) and all(torch.allclose(a,b,atol=1e-5) for a,b in zip(mine,plain))
+    for a,b in zip(loss,val): assert abs(a-b)<1e-4
+
+
 # Recorded steps
 
 def fused(kind, **kw): return partial(kind, fused=True, **kw)
 
 
-@pytest.mark.parametrize('kw', [dict(), dict(clip=.1, schedule='cosine'), dict(accumulate=2), dict(opt=fused(torch.optim.SGD, momentum=.9)), dict(schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 2, .5)),
+@pytest.mark.parametrize('kw', [dict(), dict(clip=.1, schedule='cosine'), dict(accumulate=2), dict(opt=fused(torch.optim.SGD, momentum=.9)), dict(schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=.5)),
     dict(callbacks=lambda: [Mixup(4)]), dict(callbacks=lambda: [EMA(.9)], metrics=dict(acc=lambda out,y: (out.argmax(-1)==y).float().mean())), dict(opt=[torch.optim.AdamW,('*.bias',dict(lr_scale=.5,weight_decay=0.))])], ids=lambda kw: '-'.join(kw) or 'plain')
 def test_a_recorded_fit_is_the_eager_one_bit_for_bit(replayed, kw):
     def fit(graph):
@@ -409,7 +450,7 @@ def test_a_rollback_records_anew(tmp_path, replayed):
         def after_step(self, t):
             if t.step==22 and not self.done:
                 self.done = True
-                with torch.no_grad(): t.model.head.weight.fill_(1e4)
+                with torch.no_grad(): t.model.head.weight.mul_(1e4)
     def fit(graph):
         t = job(graph=graph, callbacks=[Spoil(),Rollback()])
         return t.fit(epochs=10, save=Checkpoints(tmp_path/str(graph), every=4))
@@ -444,7 +485,7 @@ class Counts(Tower):
     def forward(self, x): self.n += 1; return super().forward(x)*self.n
 
 
-def cyclic(o): return torch.optim.lr_scheduler.CyclicLR(o, 1e-3, 1e-2)
+cyclic = partial(torch.optim.lr_scheduler.CyclicLR, base_lr=1e-3, max_lr=1e-2)
 
 
 def on_host(model, batch): return dict(loss=F.cross_entropy(model(batch[0]),batch[1]), number=3.)

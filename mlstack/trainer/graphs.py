@@ -170,7 +170,7 @@ def unlike(before, after, expected, got) -> str:
         if e.is_floating_point(): moved,apart = moved+(e-was).float().square().sum(),apart+(x.detach()-e).float().square().sum()
     return '' if float(apart)<=.05**2*float(moved)+1e-12 else 'a replay gave other weights than the eager step'
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #f9e75387
+# %% ../../nbs/trainer/02b_graphs.ipynb #a96e8a53
 def _options(optimizer): return [(k,v) for g in optimizer.param_groups for k,v in g.items() if k not in ('params','lr','initial_lr') and not isinstance(v,torch.Tensor)]
 
 def baked(t):
@@ -189,7 +189,7 @@ def recorded(self, t, eager, body, rate, after):
         for act in rate: act(None)
         if watched and self.pool and _options(t.optimizer)!=self.baked[-1]: self.pool = {}
         shape = signature(batch)
-        known = self.pool.get(shape)
+        known = None if self.short(t,batch) else self.pool.get(shape)
         values = known(batch,keep) if known is not None and not known.trials else uncertain(self, t, eager, body, batch, shape)
         for act in after: act()
         return values
@@ -197,8 +197,7 @@ def recorded(self, t, eager, body, rate, after):
 
 def uncertain(self, t, eager, body, batch, shape):
     "A step of a shape that is not recorded, or not trusted yet."
-    parts = parts_of(t,batch)
-    if not self.graphing or len(parts)<t.accumulate or any(map(self.short,parts)): return eager(batch)
+    if not self.graphing or self.short(t,batch): return eager(batch)
     if shape in self.met: return trial(self, t, eager, body, batch, shape)
     if len(self.met)<most_shapes: self.met.add(shape) # this one is eager, and fills what is made on first use
     return eager(batch)
