@@ -3836,6 +3836,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlstack.trainer.formats.to_float8': ( 'trainer/formats.html#to_float8',
                                                                                 'mlstack/trainer/formats.py')},
             'mlstack.trainer.graphs': { 'mlstack.trainer.graphs.CudaGraph': ('trainer/graphs.html#cudagraph', 'mlstack/trainer/graphs.py'),
+                                        'mlstack.trainer.graphs.CudaGraph.__init__': ( 'trainer/graphs.html#cudagraph.__init__',
+                                                                                       'mlstack/trainer/graphs.py'),
                                         'mlstack.trainer.graphs.CudaGraph.capture': ( 'trainer/graphs.html#cudagraph.capture',
                                                                                       'mlstack/trainer/graphs.py'),
                                         'mlstack.trainer.graphs.CudaGraph.replay': ( 'trainer/graphs.html#cudagraph.replay',

@@ -64,7 +64,7 @@ def traced(monkeypatch):
 class Again:
     "Stands for a CUDA graph on a CPU: a replay runs the recorded function again."
     kind,made = 'cpu',[]
-    def __init__(self): self.replays,self.fn = 0,None
+    def __init__(self, device): self.replays,self.fn = 0,None
     def warm(self, fn): return fn()
     def capture(self, fn): self.fn = fn; self.made.append(self)
     def replay(self): self.replays += 1; self.fn()
@@ -187,6 +187,20 @@ def test_a_model_that_is_never_done_compiling_goes_on_eagerly(traced):
     with pytest.warns(UserWarning, match='shapes of batches took'): t = fit(True)
     eager = fit(False)
     assert t.mode=='eager' and 'pad them' in str(t.explain()) and t.step==14 and close(t.model, eager.model)
+
+
+def test_on_a_gpu_the_loss_is_compiled_too(traced):
+    class On(modes.Stepping):
+        def __init__(self, device, compiled): self.device,self.loss,self.model,self.modes = torch.device(device),F.cross_entropy,Tower(),modes.Modes(); self.modes.compiled = compiled
+    c,out,y = modes.Compiled([]),torch.randn(4,5,requires_grad=True),torch.arange(4)
+    fn,before = On('cuda',c)._training_loss(),modes.graphs_made()
+    assert torch.allclose(fn(out,y), F.cross_entropy(out,y)) and modes.graphs_made()==before+1
+    c.on = False
+    assert torch.equal(fn(out,y), F.cross_entropy(out,y))
+    assert On('cpu',c)._training_loss() is On('cuda',None)._training_loss() is F.cross_entropy
+    evaluating = On('cuda',c)
+    evaluating.model.eval()
+    assert evaluating._training_loss() is F.cross_entropy
 
 
 # What does not work
@@ -351,6 +365,10 @@ def test_another_device_and_an_older_checkpoint_decide_nothing(tmp_path):
     t.setup()
     assert modes.take(t, {})==modes.take(t, dict(device='cuda', compile='blocks', graph=True, precision='bf16', threads=64))==[]
     assert t.modes.taken=={} and t.precision=='fp32' and torch.get_num_threads()==1
+    t.device = torch.device('cuda')
+    assert modes.take(t, dict(device='cuda', deterministic=False))==['two runs on a GPU differ in the last bits without deterministic=True']
+    t.deterministic = True
+    assert modes.take(t, dict(device='cuda', deterministic=True))==[]
 
 
 def test_the_last_batch_is_short_by_its_place(traced):

@@ -136,15 +136,14 @@ def _say_determinism(self:Stepping):
     if self.deterministic: self._why['deterministic'] = 'deterministic: the same bits in every run'
     elif self.device.type=='cuda': self._why['deterministic'] = 'not deterministic: two runs may differ in the last bits; deterministic=True forbids it, and is slower'
 
-# %% ../../nbs/trainer/02c_formats.ipynb #77654d55
+# %% ../../nbs/trainer/02c_formats.ipynb #f4b09ecd
 def choose_threads(now, allowed, want='auto', env=None, ranks=1): # (how many, why)
     "How many threads torch should use."
     many = lambda n: f'{n} thread{"s"*(n>1)}'
     if want!='auto': return want,f'{many(want)}, as asked'
-    name = next((k for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS') if (os.environ if env is None else env).get(k)), None)
-    if name: return now,f'{many(now)}, as {name} says'
     if ranks>1: return now,f'{many(now)} for each of {ranks} processes'
-    if now>allowed: return allowed,f'{many(allowed)}: this process may use no more cores, and torch would have taken {now}'
+    said = any((os.environ if env is None else env).get(k) for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS'))
+    if now>allowed and not said: return allowed,f'{many(allowed)}: this process may use no more cores, and torch would have taken {now}'
     return now,many(now)
 
 @patch

@@ -15,7 +15,7 @@ import torch
 from .callbacks import hooks
 from .checkpoints import random_state, set_random_state
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #a310b47e
+# %% ../../nbs/trainer/02b_graphs.ipynb #9647779d
 def signature(batch):
     "What a compiled step or a graph depends on: structure, shapes, types, and plain values."
     if isinstance(batch, torch.Tensor): return batch.shape,batch.dtype
@@ -31,24 +31,27 @@ def tensors_in(batch) -> list:
     parts = batch.values() if isinstance(batch,dict) else batch if isinstance(batch,(tuple,list)) else ()
     return [x for o in parts for x in tensors_in(o)]
 
-def parts_of(t, batch): return batch if t.accumulate>1 else (batch,) # the micro-batches of an update
+def parts_of(t, batch):
+    "The micro-batches of an update."
+    return batch if t.accumulate>1 else (batch,)
 
 most_shapes = 4 # that are compiled or recorded
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #86993091
+# %% ../../nbs/trainer/02b_graphs.ipynb #ff5aa799
 class CudaGraph:
     "Warm up, record, replay."
     kind = 'cuda'
+    def __init__(self, device): self.device = device
     def warm(self, fn):
-        "Run `fn` on a side stream, where memory that a recording needs is not tied to the main one."
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
+        "Run `fn` on a side stream, so that nothing of it is tied to the main one."
+        main,side = torch.cuda.current_stream(self.device),torch.cuda.Stream(self.device)
+        side.wait_stream(main)
         with torch.cuda.stream(side): out = fn()
-        torch.cuda.current_stream().wait_stream(side)
+        main.wait_stream(side)
         return out
     def capture(self, fn):
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode='thread_local'): fn() # other threads may copy and allocate
+        with torch.cuda.device(self.device), torch.cuda.graph(self.graph, capture_error_mode='thread_local'): fn() # other threads may copy and allocate
     def replay(self): self.graph.replay()
 
 recorder = CudaGraph # what makes a graph
@@ -72,7 +75,7 @@ class Recorded:
     "One whole step for batches of one shape."
     def __init__(self, step, batch, names, device, rows):
         self.batch = copy.deepcopy(batch)
-        self.inputs,self.ring,self.graph,self.trials = tensors_in(self.batch),Ring(names, device, rows),recorder(),2
+        self.inputs,self.ring,self.graph,self.trials = tensors_in(self.batch),Ring(names, device, rows),recorder(device),2
         self.graph.capture(lambda: self.ring.write(step(self.batch)))
     def __call__(self, batch, keep=False):
         for mine,theirs in zip(self.inputs, tensors_in(batch)): mine.copy_(theirs, non_blocking=True)
@@ -170,7 +173,7 @@ def unlike(before, after, expected, got) -> str:
         if e.is_floating_point(): moved,apart = moved+(e-was).float().square().sum(),apart+(x.detach()-e).float().square().sum()
     return '' if float(apart)<=.05**2*float(moved)+1e-12 else 'a replay gave other weights than the eager step'
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #a96e8a53
+# %% ../../nbs/trainer/02b_graphs.ipynb #b7f39427
 def _options(optimizer): return [(k,v) for g in optimizer.param_groups for k,v in g.items() if k not in ('params','lr','initial_lr') and not isinstance(v,torch.Tensor)]
 
 def baked(t):
@@ -207,7 +210,7 @@ def trial(self, t, eager, body, batch, shape):
     known = self.pool.get(shape)
     try: before = State(t)
     except RuntimeError as e: self.give_up('graph', f'no room to try it ({said_by(e)})'); return eager(batch)
-    expected = eager(batch) if known else recorder().warm(lambda: eager(batch))
+    expected = eager(batch) if known else recorder(t.device).warm(lambda: eager(batch))
     try:
         after = State(t)
         if drawn_on_host(before.rng, after.rng, t.device): why = 'the step draws random numbers on the host, which a replay would not'

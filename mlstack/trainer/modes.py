@@ -118,7 +118,7 @@ class Undo:
         if self.t.measured.objects: self.t.measured.load_state_dict(self.measured)
         set_random_state(self.rng, self.t.device)
 
-# %% ../../nbs/trainer/02a_modes.ipynb #182868d3
+# %% ../../nbs/trainer/02a_modes.ipynb #bb11698f
 def last_batch(t): # (the first of the batches for an epoch's last update, the items of a full batch)
     "Where a short batch can be expected: at a place in the epoch, so that a resumed fit expects it there too."
     plan = t._plan()
@@ -148,7 +148,7 @@ class Modes(Callback):
         if self.compiled is not None: self.compiled.remove() # a fit whose end was cut off
         self.how,parts,self.graphing,self.why = self.choose(t)
         self.decided,self.dynamic = True,bool(self.how and self.taken.get('dynamic'))
-        self.shapes,self.graphs,self.first,self.updating,(self.final,self.full) = set(),0,None,False,last_batch(t)
+        self.shapes,self.graphs,self.first,self.updating = set(),0,None,False
         self.pool,self.met,self.baked = {},set(),None
         self.compiled,self.undo = Compiled(parts, self.dynamic) if self.how else None,t._settle()
         (ready_optimizer if self.graphing else plain_optimizer)(t)
@@ -215,7 +215,7 @@ def attempt(self, t, step, batch, new):
     if self.graphs>2*most_shapes*self.first: self.give_up('compile', f'{len(self.shapes)} shapes of batches took {self.graphs} graphs; pad them to a few lengths')
     return values
 
-# %% ../../nbs/trainer/02a_modes.ipynb #1c2a6430
+# %% ../../nbs/trainer/02a_modes.ipynb #fcffaafa
 def build(
     self,     # Modes
     t,        # the trainer
@@ -226,6 +226,7 @@ def build(
     after     # actions on the host after it
 ):
     "The first step, which checks, and the step for all others."
+    self.final,self.full = last_batch(t)
     forwards = (checked(forward) if t.optimizer is not None else forward),forward
     if self.compiled is not None: before = [self.mark,*before]
     if self.graphing: ready_optimizer(t) # a checkpoint may have been taken since
@@ -248,7 +249,7 @@ class Stepping:
         c = self.modes.compiled
         return self.loss if c is None or self.loss is None or not self.model.training or self.device.type!='cuda' else c.function(self.loss)
 
-# %% ../../nbs/trainer/02a_modes.ipynb #98baa778
+# %% ../../nbs/trainer/02a_modes.ipynb #acef2b60
 def chosen(t) -> dict:
     "What was chosen for this fit, as plain values for a checkpoint."
     m = t.modes
@@ -261,4 +262,5 @@ def take(t, said) -> list: # sentences on what cannot be
     m.taken = {k: said[k] for k in ('compile','dynamic','graph') if k in said}
     for name,choose in dict(compile=choose_compile, graph=choose_graph).items():
         if name in said and (now := choose(t, m.wanted(name))[0])!=said[name]: cannot.append(f'{name} {said[name]} then, {now} now')
+    if t.device.type!='cpu' and not t.deterministic: cannot.append(f'two runs on a GPU differ in the last bits without deterministic=True')
     return cannot
