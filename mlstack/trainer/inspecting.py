@@ -17,7 +17,7 @@ from .checkpoints import random_state, set_random_state
 from .callbacks import Callback
 from .step import TrainerError, checked, describe, make_step, move, size_of
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #94b41d0e
+# %% ../../nbs/trainer/10_inspecting.ipynb #6120b5cb
 class Sentences(list):
     "Sentences that print one a line."
     def __repr__(self): return '\n'.join(f'- {s}' for s in self)
@@ -33,7 +33,7 @@ def explain(self:Inspecting) -> Sentences:
     self._why['mode'] = 'eager step: compiled steps and CUDA graphs are not built yet'
     src = None if self.data is None else self.data.train
     if src is not None:
-        self._why['data'] = f'order of seed {self.seed}, ' + getattr(src,'about',type(src).__name__)
+        self._why['data'] = f'order of seed {self.seed}, ' + (src.says() if hasattr(src,'says') else type(src).__name__)
     size,ranks = self._plan()['batch_size'],self.parallel.world_size
     if ranks>1 and size: self._why['batch'] = f'batch {size} x {ranks} ranks = {size*ranks} a step' if self.accumulate==1 else f'batch {size} x {ranks} ranks x {self.accumulate} = {size*ranks*self.accumulate} a step'
     if self.accumulate>1: self._why['accumulate'] = f'{self.accumulate} batches an update'
