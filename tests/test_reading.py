@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, R
 
 from mlstack.trainer import Callback, Checkpoints, Data, Trainer
 from mlstack.trainer.data import key_of
-from mlstack.trainer.reading import Loader, own_states, seed_states
+from mlstack.trainer.reading import Loader, ahead, own_states, seed_states
 
 
 @pytest.fixture(autouse=True)
@@ -152,8 +152,8 @@ def test_numpy_and_torch_do_not_draw_the_same_numbers():
 
 def test_pieces_of_torchs_own_are_looked_through():
     plain,noisy = TensorDataset(torch.arange(8.)),Noisy(8)
-    for d,each in ((plain,False), (noisy,True), (Subset(noisy,[1]),True), (Subset(plain,[1]),False), (plain+noisy,True), (StackDataset(plain,noisy),True), (StackDataset(a=plain),False), (Whole(8),False), ([1,2],False)):
-        assert Loader(DataLoader(d, batch_size=2)).loader.dataset.each is each
+    for d,draws in ((plain,None), (noisy,'item'), (Subset(noisy,[1]),'item'), (Subset(plain,[1]),None), (plain+noisy,'item'), (StackDataset(plain,noisy),'item'), (StackDataset(a=plain),None), (Whole(8),'batch'), (Whole(8)+plain,'batch'), ([1,2],None)):
+        assert Loader(DataLoader(d, batch_size=2)).loader.dataset.draws==draws
 
 
 # Through a trainer
@@ -190,3 +190,181 @@ def test_a_loader_validates_as_its_tensors_do():
     x,y = torch.randn(9,4),torch.arange(9)%3
     t = Trainer(model(), loss=F.cross_entropy)
     assert t.validate(DataLoader(TensorDataset(x,y), batch_size=4))==t.validate(Data.from_tensors((x,y), batch_size=4))
+
+
+# On the device
+
+def flip(batch):
+    x,y = batch
+    return torch.where(torch.rand(len(x),1)<.5, x, -x),y
+
+
+def halve(batch): return batch[0]/2,batch[1]
+
+
+def whole():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(50,4,generator=g),torch.arange(50)%3
+
+
+kept = dict(tensors=lambda **kw: Data.from_tensors(whole(), whole(), batch_size=8, **kw),
+    loader=lambda **kw: Data(DataLoader(TensorDataset(*whole()), batch_size=8, shuffle=True), DataLoader(TensorDataset(*whole()), batch_size=8), **kw),
+    series=lambda **kw: Data(list(zip(*(c.split(8) for c in whole()))), Data.from_tensors(whole()).train, **kw))
+
+
+@pytest.mark.parametrize('kind', kept)
+def test_augmentation_on_the_device_resumes_twice_in_one_epoch(tmp_path, kind):
+    def job(**kw): return Trainer(model(), kept[kind](augment=flip, prepare=halve), F.cross_entropy, lr=3e-3, **kw)
+    straight = job().fit(epochs=2)
+    plain = Trainer(model(), kept[kind](prepare=halve), F.cross_entropy, lr=3e-3).fit(epochs=2)
+    assert plain.history.steps()!=straight.history.steps()
+    for at in (9,11):
+        random.seed(), np.random.seed(), torch.seed()
+        with pytest.raises(Cut): job(callbacks=[CutAt(at)]).fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    resumed = job().fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert 'bit for bit' in resumed._why['resume'] and resumed.history.steps()==straight.history.steps() and resumed.history['val_loss']==straight.history['val_loss']
+    assert 'augment flip and prepare halve on the device' in str(resumed.explain())
+
+
+def test_augmentation_does_not_shift_dropout():
+    "The random state of a fit is the same whether its batches are augmented or not."
+    after = lambda **kw: (Trainer(model(), kept['tensors'](**kw), F.cross_entropy).fit(epochs=1), torch.get_rng_state())[1]
+    assert torch.equal(after(), after(augment=flip))
+
+
+def test_validation_is_prepared_and_not_augmented():
+    x,y = whole()
+    t = Trainer(model(), kept['tensors'](augment=flip, prepare=halve), F.cross_entropy)
+    found = t.validate()['val_loss']
+    assert abs(found-F.cross_entropy(t.model.eval()(x/2), y).item())<1e-6
+
+
+def test_a_source_of_ones_own_changes_its_batches_itself():
+    class Mine:
+        def train(self, *a): pass
+        valid = count = train
+    with pytest.raises(ValueError, match='brings its batches itself'): Data(Mine(), augment=flip)
+
+
+class Stream:
+    "Copies as a GPU's stream would: one after another, complete at the latest when somebody waits."
+    def __init__(self): self.said = []
+    def start(self, batch): self.said.append(f'copy {batch}'); return batch,f'event {batch}'
+    def finish(self, batch, event): self.said.append(f'wait for {event}'); return batch
+
+
+@pytest.mark.parametrize('n', [1,2,5])
+def test_copies_run_ahead_of_the_step(n):
+    s = Stream()
+    for b in ahead(range(4), torch.device('cpu'), n, s): s.said.append(f'step {b}')
+    for b in range(4):
+        at = s.said.index(f'step {b}')
+        assert s.said.index(f'copy {b}')<s.said.index(f'wait for event {b}')<at
+        assert sum(o.startswith('copy') for o in s.said[:at])==min(b+n,4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('prefetch', [0,2])
+def test_batches_copied_ahead_are_those_that_were_read(prefetch):
+    loader = DataLoader(TensorDataset(torch.arange(4000.).reshape(-1,4)), batch_size=10, num_workers=1)
+    src = Data(loader, prefetch=prefetch).train
+    src.place('cuda')
+    seen = [(x*2).cpu() for x, in src.train(0,0)]
+    assert torch.equal(torch.cat(seen), torch.arange(4000.).reshape(-1,4)*2)
+
+
+# What went wrong, and where
+
+def failing(data, loss=F.cross_entropy, **kw):
+    with pytest.raises(Exception) as e: Trainer(model(), data, loss, **kw).fit(epochs=1)
+    return '\n'.join([str(e.value), *getattr(e.value,'__notes__',())])
+
+
+def late(n, bad):
+    x,y = whole()
+    return [(x[:8],y[:8])]*n + [bad(x[:8],y[:8])]
+
+
+@pytest.mark.parametrize('data,says', [
+    (lambda: Data.from_tensors((whole()[0], whole()[1].index_fill(0,torch.tensor(41),3)), batch_size=8), r'label 3 (item 41 of the data) is none of the 3 classes'),
+    (lambda: Data.from_tensors((whole()[0], whole()[1]-1), batch_size=50), 'number the classes from 0'),
+    (lambda: late(2, lambda x,y: (x,y+7)), 'label 7 (item 0 of batch 3 of the epoch)'),
+    (lambda: late(2, lambda x,y: (x,None)), 'its target is None'),
+    (lambda: late(2, lambda x,y: (x[:,:3],y)), 'in step 3, batch 3 of epoch 1: (float32[8, 3], int64[8])'),
+    (lambda: late(0, lambda x,y: (x[:,:3],y)), 'layer 0 (Linear, weight float32[16, 4]) does not take float32[8, 3]'),
+    (lambda: late(0, lambda x,y: (x,y[:5])), 'one label for each row'),
+    (lambda: late(0, lambda x,y: (x,y.float())), 'whole numbers as labels'),
+    (lambda: [], 'gave no batch in epoch 1')])
+def test_what_is_wrong_with_the_data_is_named(data, says): assert says.lower() in failing(data()).lower()
+
+
+def test_targets_that_would_be_broadcast_are_refused():
+    said = failing([(torch.zeros(8,4),torch.zeros(8))], F.mse_loss)
+    assert 'the model gives float32[8, 3] and the target is float32[8]' in said
+
+
+class Dies(nn.Module):
+    "A model whose device dies of a label, and is heard of a few steps later."
+    def __init__(self, after):
+        super().__init__()
+        self.net,self.after = model(),after
+    def forward(self, x):
+        self.after -= 1
+        if self.after<0: raise RuntimeError('CUDA error: device-side assert triggered')
+        return self.net(x)
+
+
+@pytest.mark.parametrize('bad', [True,False])
+def test_a_label_a_device_has_died_of_is_looked_for(bad):
+    x,y = whole()
+    if bad: y = y.index_fill(0,torch.tensor(29),11)
+    loss = lambda out,y: F.cross_entropy(out, y.clamp(max=2)) # the kernel goes on, as one on a device does
+    src = Data(DataLoader(TensorDataset(x,y), batch_size=8))
+    src.train.classes = 3,-100 # as the first step with torch's own loss would have noted
+    with pytest.raises(RuntimeError) as e: Trainer(Dies(6), src, loss).fit(epochs=2)
+    said = '\n'.join(e.value.__notes__)
+    assert ('label 11 (item 5 of batch 4 of the epoch)' in said) if bad else ('no label is outside' in said)
+
+
+def test_parameters_unused_and_shared_are_no_error():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.b,self.unused,self.out = nn.Linear(4,4),nn.Linear(4,4),nn.Linear(3,3),nn.Linear(4,3)
+            self.b.weight = self.a.weight
+        def forward(self, x): return self.out(self.b(self.a(x)))
+    t = Trainer(Odd(), Data.from_tensors(whole(), batch_size=8), F.cross_entropy, clip=1., accumulate=2).fit(epochs=2)
+    assert t.model.b.weight is t.model.a.weight and t.model.unused.weight.grad is None
+
+
+# Series that know their place
+
+class Counted:
+    "Batches read from front to back, with a state; how many were read is counted."
+    def __init__(self): self.at,self.read = 0,0
+    def __iter__(self):
+        x,y = whole()
+        while self.at<6:
+            k,self.at,self.read = self.at,self.at+1,self.read+1
+            yield x[8*k:8*k+8],y[8*k:8*k+8]
+        self.at = 0
+    def state_dict(self): return dict(at=self.at)
+    def load_state_dict(self, state): self.at = state['at']
+
+
+class Unkept(Counted):
+    "Its state is nothing a checkpoint could hold."
+    def state_dict(self): return dict(at=object())
+
+
+@pytest.mark.parametrize('kind,read', [(Counted,6*2-8),(Unkept,6*2-6)])
+def test_a_series_that_knows_its_place_is_not_read_again(tmp_path, kind, read):
+    def job(data, **kw): return Trainer(model(), data, F.cross_entropy, **kw)
+    straight = job(kind()).fit(epochs=2)
+    for at in (8,9):
+        with pytest.raises(Cut): job(kind(), callbacks=[CutAt(at)]).fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    data = kind()
+    resumed = job(data).fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert resumed.history.steps()==straight.history.steps() and 'bit for bit' in resumed._why['resume']
+    assert data.read==read
+    assert ('goes to the place' in str(resumed.explain()))

@@ -92,7 +92,7 @@ def size_of(batch) -> int:
         if isinstance(o, (torch.Tensor,np.ndarray,tuple,list)) or by_name(o) is not None: return size_of(o)
     return 1
 
-# %% ../../nbs/trainer/00a_batch.ipynb #bdf8e720
+# %% ../../nbs/trainer/00a_batch.ipynb #d09dadcd
 def blame(model, again) -> str:
     "Where `again()`, which failed, does fail: in which layer of `model`, or after it."
     entered,hooks,left = [],[],[]
@@ -107,10 +107,10 @@ def blame(model, again) -> str:
     if entered:
         name,m,args = entered[-1]
         weight = getattr(m,'weight',None)
-        return f'{f"layer {name}" if name else "the model itself"} ({type(m).__name__}' + (f', weight {list(weight.shape)}' if isinstance(weight,torch.Tensor) else '') + f') does not take {describe(args[0] if len(args)==1 else args)}'
+        return f'{f"layer {name}" if name else "the model itself"} ({type(m).__name__}' + (f', weight {describe(weight)}' if isinstance(weight,torch.Tensor) else '') + f') does not take {describe(args[0] if len(args)==1 else args)}'
     return f'the model gave {describe(left[0])}, and what follows it does not take that' if left else ''
 
-# %% ../../nbs/trainer/00a_batch.ipynb #adaaa45c
+# %% ../../nbs/trainer/00a_batch.ipynb #8c7bdf97
 _classes = {F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss}
 _alike = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss}
 def _is_one(loss, kinds): return any(loss is k or type(loss) is k for k in kinds)
@@ -133,7 +133,10 @@ def check_pair(loss, out, y, source=None):
     if not (isinstance(out,torch.Tensor) and isinstance(y,torch.Tensor)): return
     if _is_one(loss, _alike) and out.shape!=y.shape:
         raise StepError(f'the model gives {describe(out)} and the target is {describe(y)}', 'loss of the first step', f'make the shapes equal, for instance with y.reshape({", ".join(map(str,out.shape))}) or out.squeeze(-1)' if out.numel()==y.numel() else 'make the shapes equal')
-    if not _is_one(loss, _classes) or y.is_floating_point() or not out.ndim: return
+    if not _is_one(loss, _classes) or not out.ndim or (y.is_floating_point() and out.shape==y.shape): return # or probabilities of the classes
+    if y.shape!=(*out.shape[:1],*out.shape[2:])[out.ndim<2:] or y.is_floating_point():
+        hint = 'give whole numbers as labels, with y.long()' if y.is_floating_point() else 'put the classes second: loss=lambda out,y: F.cross_entropy(out.flatten(0,1), y.flatten())' if y.shape==out.shape[:-1] else 'give one label for each row of the output'
+        raise StepError(f'the model gives {describe(out)} and the labels are {describe(y)}', 'loss of the first step', hint)
     classes,ignore = out.shape[min(1,out.ndim-1)],getattr(loss,'ignore_index',-100)
     whole = None if source is None else labels_of(source)
     if source is not None: source.classes = classes,ignore # for `blame_labels`, should the device die
@@ -148,7 +151,7 @@ def examined(loss, source=None):
         return loss(out, y)
     return looked
 
-# %% ../../nbs/trainer/00a_batch.ipynb #abb798e0
+# %% ../../nbs/trainer/00a_batch.ipynb #7858940a
 def blame_labels(batches, classes, ignore=-100) -> str:
     "The first of numbered `batches` with a label that is none of the classes, in a sentence."
     for number,batch in batches:
@@ -163,6 +166,7 @@ def note_batch(e, t):
     if not dead:
         if any(n.startswith('in the first step') for n in getattr(e,'__notes__',())): return
         e.add_note(f'in step {t.step+1}, batch {t.at+1} of epoch {t.epoch+1}: {describe(t.batch)}')
+    if not dead and t.accumulate==1 and split_target(t.batch)[2] is None: e.add_note('its target is None')
     classes,again = getattr(t.data.train,'classes',None),getattr(t.data.train,'again',None)
     if classes is None or t.accumulate>1 and not dead: return
     if not dead: said = blame_labels([(t.at,t.batch)], *classes) if t.device.type=='cpu' else ''

@@ -7,14 +7,14 @@ A dataset that augments draws random numbers while it is read, and it is read by
 # %% auto #0
 __all__ = ['seed_states', 'own_states', 'Sampled', 'known', 'Loader', 'tensors_in', 'pinned', 'CopyStream', 'ahead', 'Batches']
 
-# %% ../../nbs/trainer/01a_reading.ipynb #d09d782a
+# %% ../../nbs/trainer/01a_reading.ipynb #a8cc1e21
 import random
 from collections import deque
 from contextlib import contextmanager
 from functools import partial
 from itertools import count, islice
 import numpy as np, torch
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate, get_worker_info
 from .batch import by_name, move
 from .data import DataError, Source, Tensors, _check_split, _rows, key_of
 
@@ -32,30 +32,31 @@ def own_states():
     try: yield
     finally: random.setstate(python); np.random.set_state(numpy); torch.set_rng_state(torchs)
 
-# %% ../../nbs/trainer/01a_reading.ipynb #7a53c3ef
+# %% ../../nbs/trainer/01a_reading.ipynb #f5bdc17e
 def _draws(dataset):
-    "Whether each item of `dataset` is read by code of its own, which may draw."
-    if isinstance(dataset, (list,tuple)) or type(dataset) is TensorDataset: return False
-    if not type(dataset).__module__.startswith('torch.utils.data.'): return not callable(getattr(dataset,'__getitems__',None))
-    inner = getattr(dataset,'datasets',None) or [getattr(dataset,'dataset',None)] # ConcatDataset and StackDataset, or Subset
-    return any(map(_draws, inner.values() if isinstance(inner,dict) else inner))
+    "What of `dataset` may draw: each 'item', each 'batch' that it reads whole, or None."
+    if isinstance(dataset, (list,tuple)) or type(dataset) is TensorDataset: return None
+    if not type(dataset).__module__.startswith('torch.utils.data.'): return 'batch' if callable(getattr(dataset,'__getitems__',None)) else 'item'
+    inner = getattr(dataset,'datasets',None) or [dataset.dataset] # ConcatDataset and StackDataset, or Subset
+    found = set(map(_draws, inner.values() if isinstance(inner,dict) else inner))
+    return next((k for k in ('item','batch') if k in found), None)
 
 class Sampled:
     "A dataset whose batches are read and collated under random states of their own."
-    def __init__(self, dataset, collate, single=False): self.dataset,self.collate,self.single,self.each = dataset,collate,single,_draws(dataset)
+    def __init__(self, dataset, collate, single=False):
+        self.dataset,self.collate,self.single = dataset,collate,single
+        self.draws = 'batch' if single else _draws(dataset)
+        self.still = self.draws is None and collate is default_collate
     def __len__(self): return len(self.dataset)
     def __getitems__(self, batch):
-        if get_worker_info() is not None: return self.read(*batch) # a worker's states are nobody else's
+        if self.still or get_worker_info() is not None: return self.read(*batch) # a worker's states are nobody else's
         with own_states(): return self.read(*batch)
 
     def read(self, key, words, rows):
-        of_batch = key_of(key, -1, words[0])
-        if not self.each or self.single: seed_states(of_batch)
+        if self.draws=='item': items = [self.item(key,w,i) for w,i in zip(words,rows)]
+        if not self.still: seed_states(key_of(key, -1, words[0]))
         if self.single: return self.collate(self.dataset[rows])
-        if self.each: items = [self.item(key,w,i) for w,i in zip(words,rows)]
-        elif callable(whole := getattr(self.dataset,'__getitems__',None)): items = whole(rows)
-        else: items = [self.dataset[i] for i in rows]
-        if self.each: seed_states(of_batch)
+        if self.draws!='item': items = self.dataset.__getitems__(rows) if hasattr(self.dataset,'__getitems__') else [self.dataset[i] for i in rows]
         return self.collate(items)
     def item(self, key, word, i):
         seed_states(key_of(key,word))
@@ -125,11 +126,11 @@ class _OwnOrder:
         for turn in islice(zip(*[self.drawn(key_of(seed,epoch))]*n), start, None): yield turn[0 if self.sharded else rank] # an uneven last turn is dropped: no rank may wait alone
     def valid(self, rank, world_size): return self.drawn(_valid) if self.sharded else islice(self.drawn(_valid), rank, None, world_size)
 
-# %% ../../nbs/trainer/01a_reading.ipynb #5eb8a2f3
+# %% ../../nbs/trainer/01a_reading.ipynb #39fccf01
 def known(obj):
     "Whether `obj` is a loader of items by index, read as torch's DataLoader reads them."
     if not isinstance(obj, DataLoader) or isinstance(obj.dataset, IterableDataset): return False
-    if not len(obj.dataset): raise DataError('the loader has no items', 'Data', 'check what filled its dataset')
+    if hasattr(obj.dataset,'__len__') and not len(obj.dataset): raise DataError('the loader has no items', 'Data', 'check what filled its dataset')
     own = type(obj).__iter__ is not DataLoader.__iter__ or type(obj)._get_iterator is not DataLoader._get_iterator
     return not own or type(obj).__name__=='StatefulDataLoader' # whose own reading gives the same batches, at a place that is known here anyway
 
@@ -138,7 +139,7 @@ def _is(sampler, name): return type(sampler).__name__==name and type(sampler).__
 def _plain(loader):
     "Whether `loader` reads in random or sequential order, which the keyed order can replace."
     s = loader.sampler
-    whole = _is(s,'SequentialSampler') or (_is(s,'RandomSampler') and not s.replacement and s.num_samples==len(loader.dataset))
+    whole = _is(s,'SequentialSampler') or (_is(s,'RandomSampler') and not s.replacement and s.num_samples==len(loader.dataset)) # in full
     return loader.batch_size and whole and _is(loader.batch_sampler,'BatchSampler')
 
 class _Order:
@@ -153,8 +154,9 @@ class Loader(Source):
     "A DataLoader over a dataset that is read by index: its items, order and randomness keyed."
     keyed = True
     def __init__(self, loader):
-        self.given,n,shuffled = loader,len(loader.dataset),_is(loader.sampler,'RandomSampler')
-        self.plan = _Plan(Tensors(torch.empty(n,0), loader.batch_size, shuffled, loader.drop_last)) if _plain(loader) else _OwnOrder(loader)
+        self.given = loader
+        if _plain(loader): self.plan = _Plan(Tensors(torch.empty(len(loader.dataset),0), loader.batch_size, _is(loader.sampler,'RandomSampler'), loader.drop_last))
+        else: self.plan = _OwnOrder(loader)
         self.order,self.generator = _Order(self.plan.count() or 0),torch.Generator()
         kept = {k: getattr(loader,k) for k in _kept if hasattr(loader,k)}
         items = Sampled(loader.dataset, loader.collate_fn, loader.batch_sampler is None)
@@ -217,7 +219,7 @@ def _ahead(batches, copies, n):
         yield copies.finish(*waiting.popleft())
         waiting.extend(copies.start(b) for b in islice(batches,1)) # after the step was launched
 
-# %% ../../nbs/trainer/01a_reading.ipynb #a6f8c222
+# %% ../../nbs/trainer/01a_reading.ipynb #8d2da0a4
 def _stateful(o): return callable(getattr(o,'state_dict',None)) and callable(getattr(o,'load_state_dict',None))
 
 def _buffered(dataset):
@@ -241,6 +243,8 @@ class Batches(Source):
     @property
     def about(self): return 'batches in the order in which they come: resuming ' + ('has to read up to its place' if self.holder is None else 'goes to the place that they know themselves')
     def __init__(self, iterable):
+        items = isinstance(iterable, Dataset) or type(iterable).__module__.startswith('datasets.')
+        if items and hasattr(iterable,'__getitem__') and not isinstance(iterable, IterableDataset): raise DataError(f'a {type(iterable).__name__} gives items, not batches', 'Data', 'use Data(DataLoader(dataset, batch_size=128, shuffle=True))')
         try: iter(iterable)
         except TypeError: raise DataError(f'{type(iterable).__name__} cannot be iterated', 'Data', 'give a DataLoader, any iterable of batches, or tensors through Data.from_tensors') from None
         if hasattr(iterable,'to_numpy'): raise DataError(f'a {type(iterable).__name__} is no series of batches', 'Data', 'use Data.from_tensors((x.to_numpy(), y.to_numpy()))')
