@@ -60,7 +60,7 @@ def transformers_causal():
     def gpt2(): return GPT2LMHeadModel(GPT2Config(vocab_size=len(vocabulary), n_positions=16, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0))
     def llama(): return LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16, attention_dropout=.1))
     for make in (gpt2, llama):
-        def job():
+        def job(make=make):
             torch.manual_seed(0)
             data = Data.from_tensors(dict(input_ids=rows[:96], labels=rows[:96]), dict(input_ids=rows[96:], labels=rows[96:]), batch_size=16)
             return Trainer(make(), data, lr=1e-2, clip=1., metrics=dict(acc=lambda out, y: accuracy(out[:, :-1], y[:, 1:])))
@@ -128,7 +128,7 @@ def timm_images():
     def prepare(batch): return batch[0].float()/255, batch[1]
     models = dict(resnet18=lambda: timm.create_model('resnet18', num_classes=4), vit=lambda: timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=8, depth=2, num_classes=4, drop_rate=.1))
     for name, make in models.items():
-        def job():
+        def job(make=make):
             torch.manual_seed(0)
             return Trainer(make(), Data.from_tensors((x, y), (x[:16], y[:16]), batch_size=16, augment=augment, prepare=prepare), F.cross_entropy, lr=1e-3, metrics=dict(acc=accuracy))
         t = resumes(job, (2, 4))
@@ -164,7 +164,7 @@ def datasets_map():
     def noisy(batch): return dict(x=[torch.tensor(v) + torch.rand(4) for v in batch['x']], y=torch.tensor(batch['y']))
     def step(model, batch): return F.cross_entropy(model(batch['x']), batch['y'])
     for made in (ds.with_format('torch'), ds.with_transform(noisy), ds.filter(lambda o: o['y'] > 0).with_format('torch')):
-        def job(workers=0): return Trainer(linear(), torch.utils.data.DataLoader(made, batch_size=8, shuffle=True, num_workers=workers), step=step)
+        def job(workers=0, made=made): return Trainer(linear(), torch.utils.data.DataLoader(made, batch_size=8, shuffle=True, num_workers=workers), step=step)
         straight = resumes(job, (3, 5))
         assert job(2).fit(epochs=2).history.steps() == straight.history.steps()
     whole = ds.with_format('numpy')[:]

@@ -1,13 +1,16 @@
 "Loaders and other series of batches: the same batches whoever reads them."
 import multiprocessing
 import random
+import warnings
+from collections import UserDict, namedtuple
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, RandomSampler, Sampler, StackDataset, Subset, TensorDataset, WeightedRandomSampler, get_worker_info
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, StackDataset, Subset, TensorDataset, WeightedRandomSampler, get_worker_info
 
 from mlstack.trainer import Callback, Checkpoints, Data, Trainer
 from mlstack.trainer.data import key_of
@@ -337,7 +340,64 @@ def test_parameters_unused_and_shared_are_no_error():
     assert t.model.b.weight is t.model.a.weight and t.model.unused.weight.grad is None
 
 
-# Series that know their place
+# Batches of any kind
+
+@dataclass(frozen=True)
+class Pair: input: torch.Tensor; target: torch.Tensor; name: str = 'a'
+
+
+Named = namedtuple('Named', 'target input')
+
+
+class Graphs:
+    "What a batch of graphs looks like to a trainer: it moves itself, and the model takes it whole."
+    def __init__(self, x, y): self.x,self.y,self.num_graphs = x,y,len(y)
+    def to(self, device): return Graphs(self.x.to(device), self.y.to(device))
+
+
+class OfGraphs(nn.Module):
+    def __init__(self): super().__init__(); self.net = model()
+    def forward(self, batch): return self.net(batch.x)
+
+
+class Takes(nn.Module):
+    "A model that is called by name, and takes what may be None."
+    def __init__(self): super().__init__(); self.net = model()
+    def forward(self, input, mask=None, name=None): return self.net(input)
+
+
+kinds = dict(tuple=lambda x,y: (x,y), list=lambda x,y: [x,y], numpy=lambda x,y: (x.numpy(),y.numpy()), dict=lambda x,y: dict(input=x, label=y, mask=None), mapping=lambda x,y: UserDict(input=x, labels=y), dataclass=lambda x,y: Pair(x,y),
+    namedtuple=lambda x,y: Named(y,x), graphs=Graphs)
+
+
+@pytest.mark.parametrize('kind', kinds)
+def test_a_batch_may_be_of_any_kind(kind):
+    def fit(make, net): return Trainer(net, Data([make(*b) for b in parts], [make(*b) for b in parts]), F.cross_entropy, metrics=dict(acc=lambda out,y: (out.argmax(1)==y).float().mean())).fit(epochs=2)
+    parts = list(zip(*(c.split(8) for c in whole())))
+    t,same = fit(kinds[kind], OfGraphs() if kind=='graphs' else Takes()), fit(kinds['tuple'], Takes())
+    assert t.history.steps()==same.history.steps() and t.history['val_loss']==same.history['val_loss'] and t.history['val_acc']==same.history['val_acc']
+    if kind!='graphs': assert torch.equal(t.predict(t.data), same.predict(same.data))
+
+
+# Series that are read from front to back
+
+class Drawn(IterableDataset):
+    "Each worker reads its share, and draws."
+    def __iter__(self):
+        info = get_worker_info()
+        for i in range(info.id if info else 0, 48, info.num_workers if info else 1): yield torch.full((4,),i/48)+torch.rand(4)+random.random()+np.random.rand(), i%3
+
+
+@pytest.mark.parametrize('workers', [0,2])
+def test_what_workers_draw_for_a_series_is_drawn_again(tmp_path, workers):
+    def job(**kw): return Trainer(model(), DataLoader(Drawn(), batch_size=8, num_workers=workers), F.cross_entropy, **kw)
+    straight = job().fit(epochs=2)
+    for at in (8,10):
+        random.seed(), np.random.seed(), torch.seed()
+        with pytest.raises(Cut), warnings.catch_warnings(): warnings.simplefilter('ignore'); job(callbacks=[CutAt(at)]).fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    with warnings.catch_warnings(): warnings.simplefilter('ignore'); resumed = job().fit(epochs=2, save=Checkpoints(tmp_path, every=1), resume=True)
+    assert resumed.history.steps()==straight.history.steps()
+
 
 class Counted:
     "Batches read from front to back, with a state; how many were read is counted."

@@ -35,7 +35,7 @@ def describe(batch) -> str:
     if isinstance(batch, (tuple,list)): return '(' + ', '.join(map(describe,batch)) + ')'
     return 'None' if batch is None else type(batch).__name__
 
-# %% ../../nbs/trainer/00a_batch.ipynb #6548fb0a
+# %% ../../nbs/trainer/00a_batch.ipynb #9a16f23c
 def _moves_itself(batch): return callable(getattr(batch,'to',None)) and not isinstance(batch, nn.Module)
 
 def _moved(batch, device):
@@ -58,7 +58,7 @@ def move(batch, device):
 
 def on_device(batch, device) -> bool:
     "Whether nothing of `batch` needs moving."
-    if isinstance(batch, torch.Tensor): return batch.device==torch.device(device)
+    if isinstance(batch, torch.Tensor): return batch.device.type==(d := torch.device(device)).type and d.index in (None,batch.device.index)
     if isinstance(batch, np.ndarray): return False
     if (parts := by_name(batch)) is not None: return all(on_device(v,device) for v in parts.values())
     if type(batch) in (tuple,list) or not _moves_itself(batch) and isinstance(batch,(tuple,list)): return all(on_device(v,device) for v in batch)
