@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #452716c1
+# %% ../../nbs/trainer/11_loop.ipynb #7063831f
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import nn
 from ..core import Stop, StopTraining, context, new_id, provider, settings
 from .data import Data, DataError, Tensors
+from .batch import note_batch
 from .step import Single, TrainerError, check_clip, clipper, make_step, move, on_device
 from .modes import Modes, Stepping, build
 from .formats import check_formats
@@ -149,7 +150,7 @@ def _build(self:Trainer, batch):
         scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
     return build(self.modes, self, make, forward, before, rate, after)
 
-# %% ../../nbs/trainer/11_loop.ipynb #d4d51a6b
+# %% ../../nbs/trainer/11_loop.ipynb #04b5583d
 def _grouped(batches, n):
     while group := list(islice(batches, n)): yield group
 
@@ -165,13 +166,13 @@ def _open(self:Trainer):
     self._rng = None
     first = list(islice(batches, 1))
     if not first:
-        if self.at==0: raise DataError(f'the training data gave no batch in epoch {self.epoch+1}', 'fit', 'an iterator that can be read only once is empty the second time: give a list, a DataLoader, or an object whose __iter__ starts anew')
+        if self.at==0: raise DataError(f'the training data gave no batch in epoch {self.epoch+1}', 'fit', 'an iterator that can be read only once is empty the second time: give a list, a DataLoader, or an object whose __iter__ starts anew' if self.epoch else 'check what filled it, and whether drop_last leaves out the only one')
         return iter(())
     batches = chain(first, batches)
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #c52254e5
+# %% ../../nbs/trainer/11_loop.ipynb #b70e586c
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -191,7 +192,8 @@ def _steps(self:Trainer) -> bool:
         try:
             for hook in before_step: hook(self)
         except SkipStep: self.at += self.accumulate; continue
-        self.values = step(self.batch)
+        try: self.values = step(self.batch)
+        except Exception as e: note_batch(e, self); raise
         step = fast
         self.step += 1
         self.at += self.accumulate
@@ -232,7 +234,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #f545847b
+# %% ../../nbs/trainer/11_loop.ipynb #43728916
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -303,6 +305,7 @@ def fit(self:Trainer,
         if ctx.stop.reason is not None or self._stop.reason is not None: raise
     except BaseException as e:
         self.stopped = f'{type(e).__name__}: {e}'
+        if 'device-side assert' in self.stopped: note_batch(e, self)
         try:
             self.recorder.close(self.device)
             if isinstance(e, KeyboardInterrupt): self._save_interrupted()
