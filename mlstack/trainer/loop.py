@@ -38,7 +38,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #9dadeff6
+# %% ../../nbs/trainer/11_loop.ipynb #c61bca4b
 class Trainer(Evaluating, Resuming, Stopping, Inspecting):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -83,7 +83,7 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting):
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
-        self._interrupted = self._whole = False
+        self._interrupted,self._whole,self._signalled = False,False,None
         self._fits,self._stops,self._ahead,self._cut,self._place = 0,[],None,False,(None,None) # fits that ended, and why; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
@@ -227,7 +227,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #8714508a
+# %% ../../nbs/trainer/11_loop.ipynb #02fe0232
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -283,28 +283,32 @@ def fit(self:Trainer,
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
     self._begin(going_on)
-    try:
-        if going_on: self._say_resumed()
-        with self._signals(ctx.stop):
+    with self._signals(ctx.stop):
+        try:
+            if going_on: self._say_resumed()
             self.call('before_fit')
             self._run()
+            self._settle(last=True)
             if self._interrupted: raise KeyboardInterrupt
-    except StopTraining as e:
-        self.stopped = str(e)
-        try: self.recorder.close(self.device)
-        except StopTraining: pass # the run repeats what we know
-        if self._saving and self.step>before: self._save_now(judge=False)
-        if ctx.stop.reason is not None or self._stop.reason is not None: raise
-    except BaseException as e:
-        self.stopped = f'{type(e).__name__}: {e}'
-        try:
-            self.recorder.close(self.device)
-            if isinstance(e, KeyboardInterrupt): self._save_interrupted()
-        except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
-        raise
-    finally:
-        self.batch = None
-        self.call('after_fit')
+        except StopTraining as e:
+            self.stopped = str(e)
+            try: self.recorder.close(self.device)
+            except StopTraining: pass # the run repeats what we know
+            if self._saving and self.step>before and (self._whole or self.step>self._began_at): self._save_now(judge=False)
+            self._settle(last=True)
+            if ctx.stop.reason is not None or self._stop.reason is not None: raise self._leaving(e)
+        except BaseException as e:
+            self.stopped = f'{type(e).__name__}: {e}'
+            try:
+                self.recorder.close(self.device)
+                if isinstance(e, KeyboardInterrupt): self._save_interrupted()
+                self._settle(last=True)
+            except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
+            raise
+        finally:
+            self.batch = None
+            self.call('after_fit')
     self._end(number)
     self._say_waiting()
+    self._leave()
     return self
