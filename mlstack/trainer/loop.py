@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #0bf9fab4
+# %% ../../nbs/trainer/11_loop.ipynb #2397634b
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from .callbacks import History, Progress, Recorder, SkipStep, StopEpoch, check_c
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
+from .exporting import Exporting
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
 from .inspecting import Inspecting, Waiting
@@ -38,8 +39,8 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #c61bca4b
-class Trainer(Evaluating, Resuming, Stopping, Inspecting):
+# %% ../../nbs/trainer/11_loop.ipynb #33027750
+class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
         model,                 # any nn.Module

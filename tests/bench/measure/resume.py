@@ -77,8 +77,9 @@ if __name__ == '__main__':
     rng, found = random.Random(args.seed), {}
     for i, row in enumerate(names):
         with tempfile.TemporaryDirectory() as a, tempfile.TemporaryDirectory() as b:
-            straight, again = killed_at(row, a, None, 0), killed_at(row, b, None, 0)
-        r = found[row] = dict(control=same(straight, again), equal=0, total=0, said='')
+            straight = killed_at(row, a, None, 0)
+            control = same(straight, killed_at(row, b, None, 0)) if args.kills >= 20 else None
+        r = found[row] = dict(control=control, equal=0, total=0, said='')
         want = args.kills//len(names) + (i < args.kills % len(names))
         for _ in range(3*want):
             if r['total'] >= want: break
