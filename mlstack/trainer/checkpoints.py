@@ -239,7 +239,7 @@ class Checkpoints:
         "Give the memory of the copies back."
         self.staging = Staging()
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #ed4a5ff9
+# %% ../../nbs/trainer/05_checkpoints.ipynb #b107cdd8
 @patch
 def _said(self:Checkpoints, step):
     "What a checkpoint's manifest says; nothing if it is damaged."
@@ -279,6 +279,8 @@ def prune(self:Checkpoints, newest):
         gone = self.folder/f'.step-{step:09d}.tmp'
         shutil.rmtree(gone, ignore_errors=True)
         if self.path(step).exists(): os.replace(self.path(step), gone) # half deleted, it must not look like a damaged one
+    for step in stay:
+        if there(self.path(step))!=self.path(step): os.replace(there(self.path(step)), self.path(step)) # killed between two renames
     for left in (*self.folder.glob('.step-*.tmp'), *self.folder.glob('.step-*.old')): shutil.rmtree(left, ignore_errors=True)
 
 @patch

@@ -228,7 +228,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #02fe0232
+# %% ../../nbs/trainer/11_loop.ipynb #7852218b
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -301,7 +301,7 @@ def fit(self:Trainer,
         except BaseException as e:
             self.stopped = f'{type(e).__name__}: {e}'
             try:
-                self.recorder.close(self.device)
+                if self.parallel.world_size==1: self.recorder.close(self.device) # other ranks are elsewhere
                 if isinstance(e, KeyboardInterrupt): self._save_interrupted()
                 self._settle(last=True)
             except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report

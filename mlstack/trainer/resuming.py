@@ -127,7 +127,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #c4d7ee20
+# %% ../../nbs/trainer/08_resuming.ipynb #66703f9a
 def _load_model(model, state, path):
     said = misfit(model, state)
     try: model.load_state_dict(state)
@@ -297,7 +297,7 @@ def _resume(self:Resuming, resume) -> bool:
     self._newest = True
     return True
 
-# %% ../../nbs/trainer/08_resuming.ipynb #ba0e78b5
+# %% ../../nbs/trainer/08_resuming.ipynb #ef668190
 @patch
 def _run(self:Resuming):
     "The epochs of this fit, and again from where a callback has put it back."
@@ -314,7 +314,7 @@ def _begin(self:Resuming, going_on=True):
     self.recorder.start(carry=self.at>0)
     self.measured.carry = self.at>0
 
-# %% ../../nbs/trainer/08_resuming.ipynb #837f7dae
+# %% ../../nbs/trainer/08_resuming.ipynb #bc4136fb
 def _equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_equal, a, b))
