@@ -446,6 +446,29 @@ def _skipping(file, everywhere):
     return step
 
 
+@pytest.mark.parametrize('rank', [0,1])
+def test_a_signal_to_one_rank_saves_once_and_all_leave_with_its_code(tmp_path, rank):
+    a,b = workers.run(_signalled_rank, tmp_path/'rendezvous', tmp_path/'saves', rank, nprocs=2, timeout=60)
+    assert a==b==(a[0],128+signal.SIGTERM) and 3<=a[0]<240 and Checkpoints(tmp_path/'saves').steps()[0]==a[0]
+
+
+def _signalled_rank(file, folder, rank):
+    import gc
+    from tests.test_trainer import Gloo
+    os.environ['MLSTACK_PROGRESS'] = 'no'
+    p = Gloo().start(file)
+    class Send(Callback):
+        def before_update(self, t):
+            if t.step==2 and t.parallel.rank==rank: os.kill(os.getpid(), signal.SIGTERM)
+    t = Trainer(nn.Linear(16,10), Data.from_tensors(samples(192), batch_size=8), F.cross_entropy, parallel=p, callbacks=[Send()])
+    try: t.fit(epochs=20, save=folder)
+    except Preempted as e: out = t.step,e.code
+    del t.module, t
+    gc.collect()
+    p.dist.destroy_process_group()
+    return out
+
+
 # Kills
 
 def test_killed_at_random_moments_and_resumed_bit_for_bit():

@@ -21,7 +21,7 @@ from .exporting import load_weights
 from .step import TrainerError
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, seed_all, set_random_state, there, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #3ed6913c
+# %% ../../nbs/trainer/08_resuming.ipynb #8f5e849d
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -89,7 +89,7 @@ def _settle(self:Resuming, last=False):
     try: c.wait()
     except CheckpointError as e:
         if last or not (self._newest or c.written is not None): raise
-        self._why['saves'] = f'the last save failed: {e.what}'
+        self._why['failed'] = f'a checkpoint before step {self.step} is missing: {e.what}'
         warnings.warn(f'step {self.step} goes on without its checkpoint: {e}')
     if c.waited>1: self._why['waited'] = f'saves have waited {c.waited:.0f} s until those before them were on the disk: give a larger every='
     if last: c.release()
@@ -114,6 +114,8 @@ def _checkpoints(self:Resuming, save):
     if save is None: return None
     c = save if isinstance(save,Checkpoints) else Checkpoints(save)
     if self.parallel.rank==0: c.claim()
+    how = 'in step with the training: several ranks write together' if self.parallel.world_size>1 else 'beside the training' if c.background else 'while the training waits'
+    self._why['saves'] = f'a checkpoint {f"every {c.every} steps and " if c.every else ""}at the end of each epoch, written {how}'
     return c
 
 @patch
