@@ -2117,6 +2117,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlstack/tracking/recorder.py'),
                                            'mlstack.tracking.recorder._another': ( 'tracking/recorder.html#_another',
                                                                                    'mlstack/tracking/recorder.py'),
+                                           'mlstack.tracking.recorder._asked_to_leave': ( 'tracking/recorder.html#_asked_to_leave',
+                                                                                          'mlstack/tracking/recorder.py'),
                                            'mlstack.tracking.recorder._at_exit': ( 'tracking/recorder.html#_at_exit',
                                                                                    'mlstack/tracking/recorder.py'),
                                            'mlstack.tracking.recorder._call_ended': ( 'tracking/recorder.html#_call_ended',
