@@ -1,6 +1,5 @@
 "saves.py [millions]: how long the loop stands at a save, written beside the training and in its way, for a model with that many million parameters (50) and AdamW."
 import json, os, sys, tempfile, time
-from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 
 os.environ['MLSTACK_PROGRESS'] = 'no'
