@@ -117,7 +117,7 @@ def _set_layout(self:Stepping, want):
 
 # %% ../../nbs/trainer/02c_formats.ipynb #a78953da
 @patch
-def _settle(self:Stepping):
+def _apply_formats(self:Stepping):
     "Set torch's switches for a fit; the function that puts them back."
     cudnn,was = torch.backends.cudnn,(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark)
     convs = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.model.modules())

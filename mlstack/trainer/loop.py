@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #7063831f
+# %% ../../nbs/trainer/11_loop.ipynb #104128b4
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -25,6 +25,7 @@ from .callbacks import History, Progress, Recorder, SkipStep, StopEpoch, check_c
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
+from .exporting import Exporting
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
 from .inspecting import Inspecting, Waiting
@@ -41,8 +42,8 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #70855cb4
-class Trainer(Evaluating, Resuming, Stopping, Inspecting, Stepping):
+# %% ../../nbs/trainer/11_loop.ipynb #9c932e4f
+class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
         model,                 # any nn.Module
@@ -89,7 +90,7 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting, Stepping):
         self.modes,self.deterministic,self.wants = Modes(compile, graph),deterministic,dict(channels_last=channels_last, threads=threads)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
-        self._interrupted = self._whole = False
+        self._interrupted,self._whole,self._signalled = False,False,None
         self._fits,self._stops,self._ahead,self._cut,self._place = 0,[],None,False,(None,None) # fits that ended, and why; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
@@ -234,7 +235,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #43728916
+# %% ../../nbs/trainer/11_loop.ipynb #d1347e87
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -291,29 +292,33 @@ def fit(self:Trainer,
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
     self._begin(going_on)
-    try:
-        if going_on: self._say_resumed()
-        with self._signals(ctx.stop):
+    with self._signals(ctx.stop):
+        try:
+            if going_on: self._say_resumed()
             self.call('before_fit')
             self._run()
+            self._settle(last=True)
             if self._interrupted: raise KeyboardInterrupt
-    except StopTraining as e:
-        self.stopped = str(e)
-        try: self.recorder.close(self.device)
-        except StopTraining: pass # the run repeats what we know
-        if self._saving and self.step>before: self._save_now(judge=False)
-        if ctx.stop.reason is not None or self._stop.reason is not None: raise
-    except BaseException as e:
-        self.stopped = f'{type(e).__name__}: {e}'
-        if 'device-side assert' in self.stopped: note_batch(e, self)
-        try:
-            self.recorder.close(self.device)
-            if isinstance(e, KeyboardInterrupt): self._save_interrupted()
-        except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
-        raise
-    finally:
-        self.batch = None
-        self.call('after_fit')
+        except StopTraining as e:
+            self.stopped = str(e)
+            try: self.recorder.close(self.device)
+            except StopTraining: pass # the run repeats what we know
+            if self._saving and self.step>before and (self._whole or self.step>self._began_at): self._save_now(judge=False)
+            self._settle(last=True)
+            if ctx.stop.reason is not None or self._stop.reason is not None: raise self._leaving(e)
+        except BaseException as e:
+            self.stopped = f'{type(e).__name__}: {e}'
+            if 'device-side assert' in self.stopped: note_batch(e, self)
+            try:
+                if self.parallel.world_size==1: self.recorder.close(self.device) # other ranks are elsewhere
+                if isinstance(e, KeyboardInterrupt): self._save_interrupted()
+                self._settle(last=True)
+            except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
+            raise
+        finally:
+            self.batch = None
+            self.call('after_fit')
     self._end(number)
     self._say_waiting()
+    self._leave()
     return self

@@ -150,7 +150,7 @@ class Modes(Callback):
         self.decided,self.dynamic = True,bool(self.how and self.taken.get('dynamic'))
         self.shapes,self.graphs,self.first,self.updating = set(),0,None,False
         self.pool,self.met,self.baked = {},set(),None
-        self.compiled,self.undo = Compiled(parts, self.dynamic) if self.how else None,t._settle()
+        self.compiled,self.undo = Compiled(parts, self.dynamic) if self.how else None,t._apply_formats()
         (ready_optimizer if self.graphing else plain_optimizer)(t)
         for name,got in dict(compile=self.how, graph=self.graphing).items():
             if self.want[name] not in ('auto',False) and not got: warnings.warn(self.why[name])
