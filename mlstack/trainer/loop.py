@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #0bf9fab4
+# %% ../../nbs/trainer/11_loop.ipynb #b2791eb8
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -25,6 +25,8 @@ from .evaluating import Evaluating
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
 from .inspecting import Inspecting, Waiting
+from .memory import Sparing, in_parts
+from .profiling import Profiled
 
 # %% ../../nbs/trainer/11_loop.ipynb #1f9cb13a
 def _check_loss_function(loss):
@@ -38,8 +40,8 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #9dadeff6
-class Trainer(Evaluating, Resuming, Stopping, Inspecting):
+# %% ../../nbs/trainer/11_loop.ipynb #07e53454
+class Trainer(Evaluating, Resuming, Stopping, Inspecting, Sparing, Profiled):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
         model,                 # any nn.Module
@@ -118,7 +120,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #f6a40687
+# %% ../../nbs/trainer/11_loop.ipynb #8fe6de4e
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -142,6 +144,7 @@ def _build(self:Trainer, batch):
         elif self.schedule is not None: before.append(self._set_lr(schedule_for(self.schedule)))
     make = partial(make_step, model=self.module, optimizer=self.optimizer, before_update=tuple(before), after_update=tuple(after),
         scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
+    if self.micro: make = in_parts(make, self.micro, self.accumulate)
     return make(checked(forward) if self.optimizer is not None else forward), make(forward)
 
 # %% ../../nbs/trainer/11_loop.ipynb #d4d51a6b
@@ -166,7 +169,7 @@ def _open(self:Trainer):
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #c52254e5
+# %% ../../nbs/trainer/11_loop.ipynb #7039425c
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -186,7 +189,10 @@ def _steps(self:Trainer) -> bool:
         try:
             for hook in before_step: hook(self)
         except SkipStep: self.at += self.accumulate; continue
-        self.values = step(self.batch)
+        try: self.values = step(self.batch)
+        except (RuntimeError,MemoryError) as e: # out of memory?
+            if not self._can_recover(e): raise
+            fast = self._recover(e)
         step = fast
         self.step += 1
         self.at += self.accumulate

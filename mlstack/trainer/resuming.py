@@ -19,7 +19,7 @@ from .callbacks import NonFiniteLoss
 from .step import TrainerError
 from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #5b5ff808
+# %% ../../nbs/trainer/08_resuming.ipynb #476ad804
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -44,7 +44,7 @@ def _state(self:Resuming) -> dict:
     if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng)}
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
+    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
         precision=self.precision, optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
 
@@ -91,7 +91,7 @@ def save(self:Resuming,
     self.recorder.close(self.device)
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #99b44941
+# %% ../../nbs/trainer/08_resuming.ipynb #f93aedba
 def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
@@ -155,6 +155,7 @@ def _take(self:Resuming, path, parts):
     for (name,state),c in zip(s['callbacks'], mine):
         if name==type(c).__name__: c.load_state_dict(state)
     r = self.parallel.rank
+    self.micro = s.get('micro') # what was too much then is not tried again
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
     self._seeded = True
     now = self._note() | dict(torch=torch.__version__)
