@@ -12,6 +12,6 @@ from ..core import lazy
 
 # %% ../../nbs/hardware/00_hardware.ipynb #7cdafcb1
 _machine = 'mlstack.env.machine' # what is there is read one floor below, where `env` needs it too
-_names = dict(gpus=_machine, cpus=_machine, memory=_machine, threads='.devices', device='.devices', precision='.devices', precision_for='.devices', generation='.devices')
+_names = dict(gpus=_machine, cpus=_machine, memory=_machine, threads='.devices', device='.devices', precision='.devices', precision_for='.devices', generation='.devices', peak='.devices')
 __all__ = list(_names)
 __getattr__,__dir__ = lazy(__name__, _names)

@@ -141,7 +141,7 @@ def _shadow(t, clock):
     other._rng,other._ahead,other._place,other._cut,other._differs,other._seeded = None,None,(None,None),False,[],True
     return other
 
-# %% ../../nbs/trainer/10b_profiling.ipynb #06f63fac
+# %% ../../nbs/trainer/10b_profiling.ipynb #69dafaa6
 Event = namedtuple('Event', 'name start end device correlation')
 Operator = namedtuple('Operator', 'name calls share flops') # of a step
 Row = namedtuple('Row', 'phase ns share python device') # ns of a step; part of it between operators; ns of its kernels
@@ -163,6 +163,9 @@ def digest(
     seen:int # steps it saw
 ) -> list: # of `Row`
     "The phases of a step, from its times and the profiler's events."
+    if any('forward' in s for s in steps): # then `step` is only the way there
+        marks = [(a,b,'rest' if m=='step' else m) for a,b,m in marks]
+        steps = [s + Counter(rest=s['step']) - Counter(step=s['step']) for s in steps]
     marks,device = sorted(marks),Counter()
     starts = [a for a,_,_ in marks]
     launched = {e.correlation: e.start for e in events if not e.device and e.correlation}
