@@ -169,7 +169,7 @@ def _open(self:Trainer):
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #7039425c
+# %% ../../nbs/trainer/11_loop.ipynb #e99f1de0
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -190,7 +190,7 @@ def _steps(self:Trainer) -> bool:
             for hook in before_step: hook(self)
         except SkipStep: self.at += self.accumulate; continue
         try: self.values = step(self.batch)
-        except (RuntimeError,MemoryError) as e: # out of memory?
+        except Exception as e: # out of memory?
             if not self._can_recover(e): raise
             fast = self._recover(e)
         step = fast

@@ -70,7 +70,7 @@ def pieces(
         cut += [(_rows(b,lo,hi,n) if k>1 else b, hi-lo, n) for lo,hi in zip(ends,ends[1:])]
     return [(part, m*len(cut)/(n*len(batches))) for part,m,n in cut]
 
-# %% ../../nbs/trainer/10a_memory.ipynb #a114e683
+# %% ../../nbs/trainer/10a_memory.ipynb #c4296480
 def weighted(forward):
     "`forward` for pairs of a part and its weight."
     def of_part(model, pair):
@@ -86,8 +86,8 @@ def in_parts(
     accumulate:int # micro-batches an update, as the data gives them
 ):
     "`make`, with every micro-batch cut into parts."
-    def made(forward):
-        step = make(weighted(forward), accumulate=2) # any number above 1: the step takes a list
+    def made(forward, **kw):
+        step = make(weighted(forward), **kw, accumulate=2) # any number above 1: the step takes a list
         return lambda batches: step(pieces(batches if accumulate>1 else (batches,), most))
     return made
 
