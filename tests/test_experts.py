@@ -253,7 +253,7 @@ def test_predictions_in_a_file_are_those_in_memory(tmp_path, with_arrow):
         assert columns['index']==list(range(100)) and list(columns)==['index','logits','best','map','pair_0','pair_1'] and got['meta']['map']=={'shape':'2,3'}
         torch.testing.assert_close(torch.tensor(columns['logits']), want['logits'])
         assert columns['best']==want['best'].tolist() and columns['pair_1']==want['pair'][1].tolist() and columns['map'][3]==pytest.approx(want['map'][3].flatten().tolist())
-        assert got['groups']>3 or 'loader' in p
+        assert got['groups']>1 or 'loader' in p
 
 
 def _bad_predictions(folder):

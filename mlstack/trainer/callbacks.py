@@ -6,10 +6,10 @@ A callback is a class with the hooks it needs: `before_fit`, `before_epoch`, `be
 
 # %% auto #0
 __all__ = ['hook_names', 'SkipStep', 'StopEpoch', 'CallbackError', 'Callback', 'hooks', 'check_callbacks', 'History',
-           'NonFiniteLoss', 'Recorder', 'direction', 'EarlyStopping', 'Progress']
+           'NonFiniteLoss', 'Recorder', 'direction', 'EarlyStopping', 'fitted', 'loss_picture', 'Progress']
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #557892d5
-import html, math, sys, threading, time
+# %% ../../nbs/trainer/04_callbacks.ipynb #3a9a2a68
+import html, math, os, re, shutil, sys, threading, time
 from array import array
 import numpy as np, torch
 from ..core import MlstackError, StopTraining
@@ -52,7 +52,7 @@ def check_callbacks(callbacks):
             if name.startswith(('before_','after_')) and name not in hook_names:
                 raise CallbackError(f'{type(c).__name__}.{name} would never be called', 'Trainer(callbacks=)', f'the hooks are {", ".join(hook_names)}')
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #eb92d451
+# %% ../../nbs/trainer/04_callbacks.ipynb #3647db19
 def _cell(v): return '' if v is None else f'{v:.4g}' if isinstance(v,float) else str(v)
 
 class History:
@@ -83,9 +83,13 @@ class History:
         wide = [max(len(r[i]) for r in rows) for i in range(len(names))]
         return '\n'.join('  '.join(c.rjust(w) for c,w in zip(r,wide)) for r in rows)
     def __repr__(self): return self.table() if self.rows else 'no epoch yet'
-    def _repr_html_(self):
+    def html(self, last=None):
+        "The epochs as a table; only the `last` few, if that is given."
         row = lambda cells,tag: '<tr>' + ''.join(f'<{tag}>{html.escape(str(c))}</{tag}>' for c in cells) + '</tr>'
-        return '<table>' + row(self.names(),'th') + ''.join(row((_cell(r.get(k)) for k in self.names()),'td') for r in self.rows) + '</table>'
+        names,rows = self.names(),self.rows[-last:] if last else self.rows
+        more = f'<tr><td colspan="{len(names)}">… {len(self.rows)-len(rows)} before</td></tr>' if len(rows)<len(self.rows) else ''
+        return '<table>' + row(names,'th') + more + ''.join(row((_cell(r.get(k)) for k in names),'td') for r in rows) + '</table>'
+    def _repr_html_(self): return self.html()
 
     def plot(self, ax=None):
         "The loss of every step and, as dots, what was validated."
@@ -207,12 +211,58 @@ class EarlyStopping(Callback):
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #ca99c041
+# %% ../../nbs/trainer/04_callbacks.ipynb #38961a62
+def fitted(
+    parts,   # (importance, text): 0 stays, the highest goes first
+    width:int
+) -> str:
+    "The texts of `parts` in one line of at most `width`, without those that have no room."
+    while len(line := '  '.join(t for _,t in parts))>width and (worst := max((p for p,_ in parts), default=0)):
+        at = max(i for i,(p,_) in enumerate(parts) if p==worst)
+        parts = parts[:at]+parts[at+1:]
+    return line if len(line)<=width else line[:max(width-1,0)]+'…'*(width>0)
+
+# %% ../../nbs/trainer/04_callbacks.ipynb #d819c533
+def _points(history, most=240):
+    "Steps and losses, as means of equal stretches, and what was validated."
+    steps,vals = history.series.get('loss', ((),()))
+    n = min(len(steps),len(vals)) # the fit goes on while this is read, so copies are taken
+    k = max(-(-n//most), 1)
+    mean = lambda o: np.array(o[:n-n%k], dtype=float).reshape(-1,k).mean(1)
+    valid = [(r['step'],r['val_loss']) for r in list(history.rows) if math.isfinite(r.get('val_loss',math.nan))]
+    x,y = mean(steps),mean(vals)
+    return x[np.isfinite(y)],y[np.isfinite(y)],valid
+
+def loss_picture(history, wide=420, high=150) -> str:
+    "The loss of the steps and, as dots, what was validated, as SVG; nothing while there are fewer than two steps."
+    x,y,valid = _points(history)
+    if len(x)<2: return ''
+    low,top = min(y.min(), *(v for _,v in valid), math.inf), max(np.quantile(y,.98), *(v for _,v in valid), -math.inf)
+    first,last = x[0],max(x[-1], *(s for s,_ in valid), 0)
+    at = lambda s,v: f'{40+(wide-50)*(s-first)/max(last-first,1e-9):.1f},{10+(high-30)*(1-(min(v,top)-low)/max(top-low,1e-12)):.1f}'
+    line = ' '.join(at(s,v) for s,v in zip(x,y))
+    dots = ''.join('<circle cx="{}" cy="{}" r="3.5" fill="currentColor"/>'.format(*at(s,v).split(',')) for s,v in valid)
+    label = lambda x,y,text,anchor: f'<text x="{x}" y="{y}" text-anchor="{anchor}">{text}</text>'
+    labels = label(36,14,f'{top:.3g}','end') + label(36,high-16,f'{low:.3g}','end') + label(40,high-5,f'{first:.0f}','start') + label(wide-10,high-5,f'step {last:.0f}','end')
+    valid_said = label(wide-10,20,'loss' + (', ● val_loss' if valid else ''),'end')
+    return (f'<svg width="{wide}" height="{high}" viewBox="0 0 {wide} {high}" role="img" aria-label="loss by step" font-size="10" font-family="sans-serif" fill="currentColor">'
+        f'<path d="M40,10V{high-20}H{wide-10}" fill="none" stroke="currentColor" stroke-opacity=".3"/><polyline points="{line}" fill="none" stroke="currentColor" stroke-opacity=".55"/>{dots}{labels}{valid_said}</svg>')
+
+# %% ../../nbs/trainer/04_callbacks.ipynb #30849019
 def _notebook():
     ip = sys.modules.get('IPython')
     return ip is not None and type(ip.get_ipython()).__name__=='ZMQInteractiveShell'
 
 def _clock(s): return f'{int(s)//60}:{int(s)%60:02d}' if s<3600 else f'{int(s)//3600}:{int(s)//60%60:02d}:{int(s)%60:02d}'
+
+def _terminal(stream):
+    "Whether a line can be drawn over on `stream`, and whether in colour."
+    here = stream.isatty() and os.environ.get('TERM')!='dumb'
+    return here, here and not os.environ.get('NO_COLOR')
+
+def _width(stream):
+    try: return os.get_terminal_size(stream.fileno()).columns or 80
+    except (OSError,ValueError,AttributeError): return shutil.get_terminal_size().columns
 
 class Progress(Callback):
     "Shows where a fit is, drawn by a thread and not by the loop."
@@ -225,9 +275,10 @@ class Progress(Callback):
     def before_fit(self, t):
         self.t,self.began,self.first = t,time.monotonic(),t.step
         self.stream = self.out or sys.stderr
-        self.mode = 'notebook' if self.out is None and _notebook() else 'bar' if self.stream.isatty() else 'line'
+        drawn,self.colour = _terminal(self.stream)
+        self.mode = 'notebook' if self.out is None and _notebook() else 'bar' if drawn else 'line'
         if self.mode=='line': self.stream = self.out or sys.stdout
-        self.display,self.done,self.said,self.drawn = None,threading.Event(),'',self.began
+        self.display,self.done,self.said,self.drawn,self.picture,self.pictured = None,threading.Event(),'',self.began,'',-math.inf
         self.thread = threading.Thread(target=self._watch, daemon=True, name='mlstack-progress')
         self.thread.start()
     def after_epoch(self, t):
@@ -252,17 +303,21 @@ class Progress(Callback):
         if limit := getattr(self.t,'limit',None): return min((time.monotonic()-self.began)/limit, 1)
         return min((self.t.step-self.first)/(self.t.last_step-self.first), 1) if self.t.last_step and self.t.last_step>self.first else None
 
-    def line(self, last=False) -> str:
-        "One line without a clock; it ends a fit where output is no terminal."
+    def words(self, last=False):
         of = f'/{self.t.last_epoch}' if self.t.last_epoch else ''
         epoch = self.t.epoch + (not last or self.t.at>0) # one that was cut off counts as begun
-        return '  '.join([f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values(last).items())])
-    def bar(self) -> str:
-        took,done = time.monotonic()-self.began, self.part()
+        return [f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values(last).items())]
+    def line(self, last=False) -> str:
+        "One line without a clock; it ends a fit where output is no terminal."
+        return '  '.join(self.words(last))
+    def bar(self, width=10_000) -> str:
+        "The line while it goes on, of at most `width`."
+        took,done,(epoch,step,*values) = time.monotonic()-self.began,self.part(),self.words()
         rate = (self.t.step-self.first)/max(took,1e-9)
-        drawn = f'{done:4.0%} ' + ('━'*round(20*done)).ljust(20,'╌') + '  ' if done is not None else ''
+        drawn = [(0,f'{done:4.0%}'),(4,'━'*round(20*done)+'╌'*(20-round(20*done)))] if done is not None else []
         left = f'{_clock(took)}<{_clock(took/done-took)}' if done else _clock(took)
-        return f'{drawn}{self.line()}  {rate:,.0f} steps/s  {left}' if rate>=10 else f'{drawn}{self.line()}  {rate:.2g} steps/s  {left}'
+        of = [(1 if v.startswith(('loss ','val_loss ')) else 3,v) for v in values]
+        return fitted([*drawn, (1,epoch), (5,step), *of, (6,f'{rate:,.0f} steps/s' if rate>=10 else f'{rate:.2g} steps/s'), (2,left)], width)
 
     def _draw(self, last=False):
         if self.mode=='notebook': return self._show(last)
@@ -270,13 +325,21 @@ class Progress(Callback):
             text,self.drawn = self.line(last)+'\n',time.monotonic()
             if text==self.said: return
             self.said = text
-        else: text = '\r\x1b[2K' + (self.line(last)+'\n' if last else self.bar())
+        else: # written over what is there, and the rest of the line erased: nothing is blank in between
+            text = self.line(last)+'\x1b[K\n' if last else _coloured(self.bar(_width(self.stream)-1), self.colour)+'\x1b[K'
+            text = '\r'+text
         try: self.stream.write(text); self.stream.flush()
         except (OSError,ValueError): pass # a closed terminal must not end a training
 
     def _show(self, last):
         from IPython.display import HTML, display
-        table = self.t.history._repr_html_() if self.t.history.rows else ''
+        if last or time.monotonic()>self.pictured+1: self.picture,self.pictured = loss_picture(self.t.history),time.monotonic()
+        table = self.t.history.html(None if last else 8) if self.t.history.rows else ''
         bar = '' if last else f'<progress value="{self.part() or 0}" max="1"></progress> <code>{html.escape(self.bar())}</code>'
-        if self.display is None: self.display = display(HTML(table+bar), display_id=True)
-        else: self.display.update(HTML(table+bar))
+        page = HTML(f'<div style="display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start"><div>{table}</div>{self.picture}</div>{bar}')
+        if self.display is None: self.display = display(page, display_id=True)
+        else: self.display.update(page)
+
+def _coloured(line, colour):
+    if not colour: return line
+    return re.sub('━+', lambda m: f'\x1b[36m{m[0]}\x1b[0m', re.sub('╌+', lambda m: f'\x1b[2m{m[0]}\x1b[0m', line))
