@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #b2791eb8
+# %% ../../nbs/trainer/11_loop.ipynb #37cec5a4
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -18,7 +18,7 @@ from ..core import Stop, StopTraining, context, new_id, provider, settings
 from .data import Data, DataError, Tensors
 from .step import Single, TrainerError, check_clip, checked, choose_precision, clipper, make_step, move, on_device, scaler_for
 from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
-from .callbacks import History, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, hook_names, hooks
+from .callbacks import History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, culprit, farewell, hook_names, hooks
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
@@ -233,7 +233,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #8714508a
+# %% ../../nbs/trainer/11_loop.ipynb #533f31e8
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -250,6 +250,12 @@ def _bind(self:Trainer, ctx):
     own = [self.recorder] + ([self.measured] if self.measured.objects else [])
     theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name not in ('before_fit','after_fit') else hooks(self.callbacks,name)
     self._hooks = {n: hooks(own,n) + theirs(n) + hooks(inner,n) for n in hook_names}
+
+@patch
+def _all_saw(self:Trainer, who, hook) -> bool:
+    "Whether nobody who keeps a state has missed this step because `who` failed before."
+    later = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
+    return not any(hasattr(c,'state_dict') for c in later[later.index(who)+1:]) if who in later else hook!='after_step'
 
 @patch
 def _end(self:Trainer, number):
@@ -289,6 +295,7 @@ def fit(self:Trainer,
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
     self._begin(going_on)
+    failed = None
     try:
         if going_on: self._say_resumed()
         with self._signals(ctx.stop):
@@ -296,21 +303,24 @@ def fit(self:Trainer,
             self._run()
             if self._interrupted: raise KeyboardInterrupt
     except StopTraining as e:
-        self.stopped = str(e)
+        failed,self.stopped = e,str(e)
         try: self.recorder.close(self.device)
         except StopTraining: pass # the run repeats what we know
         if self._saving and self.step>before: self._save_now(judge=False)
         if ctx.stop.reason is not None or self._stop.reason is not None: raise
     except BaseException as e:
-        self.stopped = f'{type(e).__name__}: {e}'
+        failed,self.stopped = e,f'{type(e).__name__}: {e}'
+        who,hook = culprit(e, self.callbacks)
+        if who: e.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
         try:
             self.recorder.close(self.device)
-            if isinstance(e, KeyboardInterrupt): self._save_interrupted()
+            if isinstance(e, KeyboardInterrupt) or who and isinstance(e, Exception) and not isinstance(e, NonFiniteLoss) and self._all_saw(who, hook): self._save_interrupted()
         except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
         raise
     finally:
         self.batch = None
-        self.call('after_fit')
+        try: farewell(self._hooks['after_fit'], self, failed)
+        finally: failed = None # it holds this frame
     self._end(number)
     self._say_waiting()
     return self
