@@ -4369,6 +4369,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlstack/trainer/transforming.py'),
                                               'mlstack.trainer.transforming.Mixup.__init__': ( 'trainer/transforming.html#mixup.__init__',
                                                                                                'mlstack/trainer/transforming.py'),
+                                              'mlstack.trainer.transforming.Mixup.before_fit': ( 'trainer/transforming.html#mixup.before_fit',
+                                                                                                 'mlstack/trainer/transforming.py'),
                                               'mlstack.trainer.transforming.Mixup.before_step': ( 'trainer/transforming.html#mixup.before_step',
                                                                                                   'mlstack/trainer/transforming.py'),
                                               'mlstack.trainer.transforming.Mixup.mix': ( 'trainer/transforming.html#mixup.mix',

@@ -1,7 +1,9 @@
 "What experts add to a fit: memory that runs out, a profile, predictions to a file, callbacks that fail; as a user meets it, on real digits."
 import gc
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -15,11 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from mlstack import workers
 from mlstack.trainer.data import source
-from mlstack.trainer import EMA, Callback, Checkpoints, Data, Histograms, Mixup, Rollback, SkipStep, Throughput, Trainer, TrainerError
+from mlstack.trainer import EMA, Callback, Checkpoints, Data, Histograms, NonFiniteLoss, SkipStep, Throughput, Trainer, TrainerError, layer_decay, locate, replay
 from tests import house
 from tests.bench.peers import python_of
 from tests.test_trainer import Cut, CutAt, Gloo, quiet, same_weights, samples, tiny  # noqa: F401
-from tests.test_trainer_expert import digits
 
 
 # Out of memory
@@ -260,7 +261,7 @@ def _bad_predictions(folder):
     x,y = samples(20)
     said = []
     def attempt(model, data, to):
-        t = Trainer(model, None, F.cross_entropy)
+        t = Trainer(model, None, F.cross_entropy, opt=None)
         try: t.predict(data, to=to)
         except Exception as e: said.append(f'{type(e).__name__}: {e}')
         else: said.append('')
@@ -324,7 +325,7 @@ def _flat(folder):
     import resource
     class Wide(nn.Module):
         def forward(self, x): return x.expand(-1,20_000)
-    t = Trainer(Wide(), None, F.mse_loss)
+    t = Trainer(Wide(), None, F.mse_loss, opt=None)
     class Many:
         def __init__(self, n): self.n = n
         def __iter__(self): return (torch.zeros(50,1) for _ in range(self.n)) # 4 MB of outputs each
@@ -344,3 +345,306 @@ def test_without_pyarrow_the_extra_is_named(monkeypatch, tmp_path):
     from mlstack.trainer import evaluating
     monkeypatch.setattr(evaluating, 'find_spec', lambda name: None)
     with pytest.raises(TrainerError, match=r"pip install 'mlstack\[data\]'"): job().predict(samples(4)[0], to=tmp_path/'x.parquet')
+
+
+# A profile
+
+class Thread(Callback):
+    "What cannot be copied."
+    def __init__(self):
+        import threading
+        self.lock = threading.Lock()
+    def after_step(self, t): pass
+
+
+def test_a_profile_leaves_everything_as_it_was():
+    def make(): return Trainer(tiny(.5), Data.from_tensors(samples(96), samples(33,1), batch_size=8), F.cross_entropy, accumulate=2, clip=1., schedule=lambda done: 1-done, callbacks=[EMA(.9),Histograms(every=2),Thread()])
+    plain,looked = make().fit(epochs=1),make().fit(epochs=1)
+    p = looked.profile(steps=4)
+    assert {r.phase for r in p.rows}=={'data','forward','backward','optimizer','callbacks','rest'} and p.left_out==['Thread']
+    assert set(p.callbacks)=={'EMA','Histograms'} and looked.step==plain.step and len(looked.history)==1
+    for t in (plain,looked): t.fit(epochs=1)
+    assert same_weights(plain.model, looked.model) and plain.history.steps()==looked.history.steps()
+    assert all(torch.equal(a,b) for a,b in zip(plain.callbacks[0].mean, looked.callbacks[0].mean))
+
+
+def test_a_profile_winds_a_torch_scheduler_back():
+    from functools import partial
+    t = job(schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=2)).fit(steps=3)
+    before = dict(t.scheduler.state_dict()),[g['lr'] for g in t.optimizer.param_groups]
+    t.profile(steps=3); t.largest_batch(most=8); t.lr_find(steps=5)
+    assert (dict(t.scheduler.state_dict()),[g['lr'] for g in t.optimizer.param_groups])==before
+
+
+def test_a_profile_of_an_own_step_and_of_skipped_batches():
+    class Skip(Callback):
+        def before_step(self, t):
+            if t.at==1: raise SkipStep
+    model = nn.Linear(64,10)
+    sgd = torch.optim.SGD(model.parameters(), lr=.1)
+    def step(model, batch):
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        loss.backward(); sgd.step(); sgd.zero_grad()
+        return loss
+    before = model.weight.detach().clone()
+    p = Trainer(model, [samples(8,i) for i in range(5)], opt=None, step=step, callbacks=[Skip()]).profile(steps=6)
+    assert [r.phase for r in p.rows]==['data','step','callbacks','rest'] and torch.equal(model.weight, before)
+
+
+def test_a_profile_that_fails_leaves_no_profiler_running():
+    class Bad(nn.Linear):
+        seen = 0
+        def forward(self, x):
+            self.seen += 1
+            if self.seen>6: raise ValueError('enough')
+            return super().forward(x)
+    t = Trainer(nn.Sequential(Bad(64,10)), [samples(8)]*4, F.cross_entropy)
+    for _ in range(2):
+        t.model[0].seen = 0
+        with pytest.raises(ValueError, match='enough'): t.profile(steps=4, warm=1)
+    assert job().profile(steps=2).operators
+
+
+# Throughput
+
+def test_operations_are_counted_without_a_trace():
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.embed,self.head = nn.Embedding(50,16),nn.Linear(16,50)
+        def forward(self, x): return self.head(self.embed(x)).flatten(0,1)
+    def make(*more):
+        torch.manual_seed(0)
+        x = torch.randint(0,50,(64,9))
+        return Trainer(nn.Sequential(Own(), nn.Dropout(.1)), Data.from_tensors((x[:,:-1],x[:,1:]), batch_size=16), lambda out,y: F.cross_entropy(out,y.flatten()), callbacks=more)
+    meter = Throughput(peak=1e12)
+    a,b = make().fit(epochs=2),make(meter).fit(epochs=2)
+    assert meter.flops==8*2*3*16*50 and same_weights(a.model, b.model) # 8 tokens; an embedding multiplies nothing
+    assert 'counted' in b._why['throughput'] and b.history['mfu']
+    norms = Trainer(nn.Sequential(nn.Linear(64,8), nn.BatchNorm1d(8), nn.Linear(8,10)), Data.from_tensors(samples(64), batch_size=16), F.cross_entropy)
+    running = norms.model[1].running_mean.clone()
+    from mlstack.trainer.transforming import flops_of
+    norms.setup()
+    flops,how = flops_of(norms, samples(16))
+    assert how=='counted' and torch.equal(running, norms.model[1].running_mean) and all(p.grad is None for p in norms.model.parameters())
+
+
+def test_what_cannot_be_counted_is_reckoned():
+    class Strange(nn.Linear):
+        def forward(self, x):
+            if len(x)<8: raise ValueError('only whole batches')
+            return super().forward(x)
+    meter = Throughput(peak=1e12)
+    t = Trainer(nn.Sequential(Strange(64,10)), Data.from_tensors(samples(64), batch_size=16), F.cross_entropy, callbacks=[meter]).fit(epochs=2)
+    assert meter.flops==6*650 and 'reckoned as 6 a parameter' in t._why['throughput']
+    assert 'give Throughput(peak=)' in Trainer(nn.Linear(64,10), Data.from_tensors(samples(64), batch_size=16), F.cross_entropy, callbacks=[Throughput()]).fit(steps=1)._why['throughput']
+
+
+# Callbacks that fail
+
+class Fails(Callback):
+    "Fails in one hook."
+    def __init__(self, hook, at=1): self.hook,self.at = hook,at
+    def _fail(self, t, hook):
+        if hook==self.hook and t.step>=self.at: raise KeyError('what a callback may do')
+    def before_fit(self, t): self._fail(t,'before_fit')
+    def before_epoch(self, t): self._fail(t,'before_epoch')
+    def before_step(self, t): self._fail(t,'before_step')
+    def before_update(self, t): self._fail(t,'before_update')
+    def after_step(self, t): self._fail(t,'after_step')
+    def before_validate(self, t): self._fail(t,'before_validate')
+    def after_validate(self, t): self._fail(t,'after_validate')
+    def after_epoch(self, t): self._fail(t,'after_epoch')
+
+
+class Bye(Callback):
+    def __init__(self): self.said = 0
+    def after_fit(self, t): self.said += 1
+
+
+@pytest.mark.parametrize('hook,saved', [('before_epoch',6),('before_step',None),('before_update',None),('after_step',4),('before_validate',6),('after_validate',6),('after_epoch',6)])
+def test_a_callback_that_fails_is_named_and_a_whole_step_is_kept(tmp_path, hook, saved):
+    bye,at = Bye(),6 if hook=='before_epoch' else 4
+    def make(*more): return job(net(dropout=.5), callbacks=[EMA(.9),*more])
+    straight = make().fit(epochs=2)
+    with pytest.raises(KeyError, match='may do') as e: make(Fails(hook,at),bye).fit(epochs=2, save=Checkpoints(tmp_path))
+    assert any(f'raised in the callback Fails.{hook}, after step {6 if saved==6 else 4}, in epoch' in n for n in e.value.__notes__) and bye.said==1
+    assert Checkpoints(tmp_path).steps()==([saved] if saved else [])
+    resumed = make().fit(epochs=2, save=tmp_path, resume=True)
+    assert same_weights(resumed.model, straight.model) and resumed.history.table()==straight.history.table()
+    assert all(torch.equal(a,b) for a,b in zip(resumed.callbacks[0].mean, straight.callbacks[0].mean))
+
+
+def test_a_step_that_somebody_has_missed_is_not_kept(tmp_path):
+    with pytest.raises(KeyError): job(callbacks=[Fails('after_step',4),EMA(.9)]).fit(epochs=2, save=Checkpoints(tmp_path))
+    assert Checkpoints(tmp_path).steps()==[] # the average has not seen step 4
+
+
+def test_every_goodbye_is_said_and_the_first_error_goes_up():
+    class Rude(Callback):
+        def after_fit(self, t): raise ValueError('no goodbye')
+    bye = Bye()
+    with pytest.raises(ValueError, match='no goodbye') as e: job(callbacks=[Rude(),bye]).fit(epochs=1)
+    assert bye.said==1 and e.value.__notes__==['in Rude.after_fit']
+    with pytest.raises(KeyError) as e: job(callbacks=[Fails('after_step'),Rude(),bye]).fit(epochs=1)
+    assert bye.said==2 and 'afterwards, in Rude.after_fit: ValueError: no goodbye' in e.value.__notes__
+    try: raise OSError('somebody else is in trouble')
+    except OSError:
+        with pytest.raises(ValueError, match='no goodbye'): job(callbacks=[Rude()]).fit(epochs=1)
+
+
+def test_a_failed_trainer_is_let_go():
+    import weakref
+    def failed():
+        t = job(callbacks=[Fails('after_step')])
+        try: t.fit(epochs=1)
+        except KeyError: pass
+        return weakref.ref(t)
+    gone = failed()
+    gc.collect()
+    assert gone() is None
+
+
+# A step that is taken again
+
+@pytest.mark.parametrize('accumulate', [1,2])
+def test_a_located_step_is_replayed(tmp_path, accumulate):
+    class Explodes(nn.Module):
+        def forward(self, x): return torch.where(x.abs().sum()>limit, x*math.inf, x)
+    limit = 1e9
+    def make(): return Trainer(nn.Sequential(nn.Linear(64,32), nn.BatchNorm1d(32), nn.Dropout(.5), Explodes(), nn.Linear(32,10)), Data.from_tensors(samples(96), batch_size=8), F.cross_entropy, accumulate=accumulate, callbacks=[EMA(.9)])
+    t = make()
+    class Trouble(Callback):
+        def before_step(self, t):
+            if t.step==3: b = t.batch; t.batch = [(x*1e30,y) for x,y in b] if accumulate>1 else (b[0]*1e30,b[1])
+    t.model[1] = nn.Identity()
+    t.callbacks.append(Trouble())
+    with pytest.raises(NonFiniteLoss): t.fit(epochs=1, save=Checkpoints(tmp_path/'c', every=2))
+    found = locate(t)
+    assert '3 (Explodes)' in found.where and found.step==4 and found.path is None
+    path = found.save(tmp_path/'bad.pt')
+    assert sorted(os.listdir(tmp_path))==['bad.pt','c'] and 'saved as bad.pt' in repr(found)
+    other = make()
+    other.model[1] = nn.Identity()
+    before = {k: v.clone() for k,v in other.model.state_dict().items()}
+    again = replay(other, path)
+    assert (again.where,again.step)==(found.where,found.step)
+    assert all(torch.equal(v,before[k]) for k,v in other.model.state_dict().items()) and not other.optimizer.state
+    limit = math.inf
+    other.model[3] = nn.Identity()
+    assert 'finite' in repr(replay(other, path) or 'finite')
+
+
+# Layers' rates
+
+def test_layer_decay_reaches_the_groups():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pos,self.embed = nn.Parameter(torch.zeros(32)),nn.Linear(64,32)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(32), nn.Linear(32,32), nn.GELU()) for _ in range(4))
+            self.norm,self.head = nn.LayerNorm(32),nn.Linear(32,10)
+        def forward(self, x):
+            x = self.embed(x)+self.pos
+            for b in self.blocks: x = x+b(x)
+            return self.head(self.norm(x))
+    model = Net()
+    t = job(model, opt=[torch.optim.AdamW, *layer_decay(model,.5), (nn.LayerNorm,dict(weight_decay=0.))], schedule='cosine').fit(epochs=2)
+    rate = {n: g['initial_lr']/3e-3 for g in t.optimizer.param_groups for p in g['params'] for n,q in model.named_parameters() if q is p}
+    assert [rate[n] for n in ('pos','embed.weight','blocks.0.0.weight','blocks.3.1.bias','norm.weight','head.bias')]==pytest.approx([.5**5,.5**5,.5**4,.5,1.,1.])
+    assert t.history['loss'][-1]<t.history['loss'][0]
+    found = t.lr_find(steps=20)
+    assert found.lr>0
+
+
+# The bar
+
+class Screen:
+    "A terminal's screen of one line, as far as the bar uses it."
+    def __init__(self): self.line,self.at,self.lines,self.widest = [],0,[],0
+    def feed(self, text):
+        for part in re.findall(r'\x1b\[[0-9;]*[a-zA-Z]|.|\n', text, re.S):
+            if part=='\r': self.at = 0
+            elif part=='\n': self.lines.append(''.join(self.line)); self.line,self.at = [],0
+            elif part=='\x1b[K': del self.line[self.at:]
+            elif part[0]=='\x1b': assert part[-1]=='m', part
+            else: self.line[self.at:self.at+1] = [part]; self.at += 1; self.widest = max(self.widest,self.at)
+
+
+def _in_a_terminal(columns, narrower, env):
+    "A fit in a pseudo-terminal of that width; what it wrote before and after it was made narrower."
+    import fcntl, pty, struct, termios
+    code = FIT
+    parent,child = pty.openpty()
+    def size(n): fcntl.ioctl(parent, termios.TIOCSWINSZ, struct.pack('HHHH',24,n,0,0))
+    size(columns)
+    p = subprocess.Popen([sys.executable,'-c',code], stdin=subprocess.PIPE, stdout=child, stderr=child, env=os.environ|dict(TERM='xterm-256color', MLSTACK_PROGRESS='yes')|env)
+    os.close(child)
+    seen = ['']
+    while True:
+        try: data = os.read(parent, 65536)
+        except OSError: break # its other end is closed
+        if not data: break
+        seen[-1] += data.decode(errors='replace')
+        if len(seen)==1 and seen[0].count('\r')>3: # it goes on when it is told
+            size(narrower)
+            seen.append('')
+            p.stdin.write(b'\n'); p.stdin.flush()
+    os.close(parent)
+    assert p.wait()==0, seen
+    return seen
+
+
+FIT = """
+import sys, time, torch, torch.nn.functional as F
+from torch import nn
+from mlstack.trainer import Callback, Data, Progress, Trainer
+torch.set_num_threads(1)
+x,y = torch.randn(320,64),torch.randint(0,10,(320,))
+class Wait(Callback):
+    def after_step(self, t):
+        if t.step==10: sys.stdin.readline() # until the screen was looked at
+        if t.step==15:
+            n = p.drawn_so_far = getattr(p,'n',0)
+            while getattr(p,'n',0)<n+4: time.sleep(.01)
+class Counted(Progress):
+    def bar(self, width=10_000): self.n = getattr(self,'n',0)+1; return super().bar(width)
+p = Counted(every=.02)
+Trainer(nn.Linear(64,10), Data.from_tensors((x,y),(x,y),batch_size=16), F.cross_entropy, clip=1., metrics=dict(a_metric_with_a_long_name=lambda o,y: (o.argmax(1)==y).float().mean()), callbacks=[Wait(),p]).fit(epochs=2)
+"""
+
+@pytest.mark.parametrize('env,colour', [({},True),(dict(NO_COLOR='1'),False)])
+def test_the_bar_keeps_to_the_terminal_also_when_that_changes(env, colour):
+    before,after = _in_a_terminal(100, 44, env)
+    one,two = Screen(),Screen()
+    one.feed(before); two.feed(after.split('\r',1)[1].rsplit('\r',1)[0].split('\r',2)[-1]) # a drawing may have been under way
+    assert 44<one.widest<100 and two.widest<44 and not one.lines and not two.lines
+    assert ('\x1b[36m' in before)==colour and 'epoch' in ''.join(one.line) and '━' in ''.join(one.line)
+    last = Screen(); last.feed(after.rsplit('\r',1)[1])
+    assert len(last.lines)==1 and last.lines[0].startswith('epoch 2/2  step 40  loss') and 'val_a_metric_with_a_long_name' in last.lines[0]
+
+
+def test_a_terminal_that_can_do_nothing_gets_lines(monkeypatch):
+    from mlstack.trainer.callbacks import Progress
+    class Dumb:
+        def __init__(self): self.text = ''
+        def isatty(self): return True
+        def write(self, text): self.text += text
+        def flush(self): pass
+    monkeypatch.setenv('TERM', 'dumb')
+    out = Dumb()
+    job(callbacks=[Progress(out=out)]).fit(epochs=2)
+    assert out.text.count('\n')==2 and '\r' not in out.text and '\x1b' not in out.text
+
+
+def test_the_picture_is_drawn_while_numbers_arrive():
+    "From another thread, as the bar does it: nothing is locked and nothing is lost."
+    import threading
+    from mlstack.trainer.callbacks import History, loss_picture
+    h,stop,drawn = History(),threading.Event(),[]
+    def draw():
+        while not stop.is_set(): drawn.append(loss_picture(h))
+    thread = threading.Thread(target=draw); thread.start()
+    try:
+        i = 0
+        while i<20_000 or not drawn: h.add_step(i:=i+1, dict(loss=1/i))
+    finally: stop.set(); thread.join()
+    assert len(h.steps()[0])==i and loss_picture(h).count('<polyline')==1

@@ -44,7 +44,7 @@ def explain(self:Inspecting) -> Sentences:
     if self.schedule is not None: self._why['schedule'] = f'schedule {getattr(self.schedule,"__name__",self.schedule)}'
     return Sentences(self._why.values())
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #21ea92b5
+# %% ../../nbs/trainer/10_inspecting.ipynb #aa0ca5f5
 class LrCurve:
     "Rates, losses, and `lr`, the suggestion."
     def __init__(self, lrs, losses):
@@ -61,14 +61,17 @@ class LrCurve:
 def _on_host(o):
     "A copy that takes no memory of the device."
     if isinstance(o, torch.Tensor): return o.detach().to('cpu', copy=True)
-    if isinstance(o, dict): return {k: _on_host(v) for k,v in o.items()}
+    if isinstance(o, dict):
+        out = copy.copy(o) # with what a state_dict says of versions
+        out.update((k,_on_host(v)) for k,v in o.items())
+        return out
     return type(o)(map(_on_host,o)) if type(o) in (tuple,list) else copy.deepcopy(o)
 
 @patch
 @contextmanager
 def _as_it_was(self:Inspecting):
     "Whatever happens to model, optimizer and random states in here is undone."
-    parts = [o for o in (self.model,self.optimizer,self.scaler) if o is not None]
+    parts = [o for o in (self.model,self.optimizer,self.scaler,self.scheduler) if o is not None]
     states,rng,was = [_on_host(o.state_dict()) for o in parts],random_state(self.device),self.model.training
     self.model.train()
     try: yield

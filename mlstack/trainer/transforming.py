@@ -16,7 +16,7 @@ from .checkpoints import random_state, set_random_state
 from .memory import pieces
 from .step import size_of
 
-# %% ../../nbs/trainer/14_transforming.ipynb #36b5425d
+# %% ../../nbs/trainer/14_transforming.ipynb #9c786105
 class Mixup(Callback):
     "Batches of (inputs, labels) as mixtures of two items each, with probabilities as labels."
     def __init__(self,
@@ -28,6 +28,8 @@ class Mixup(Callback):
         if alpha<0 or not 0<=smooth<1: raise CallbackError(f'alpha={alpha}, smooth={smooth}', 'Mixup', 'give alpha of 0 or more and smooth from 0 to below 1')
         self.classes,self.alpha,self.smooth = classes,alpha,smooth
 
+    def before_fit(self, t):
+        if t.metrics and t.data.valid is None: raise CallbackError('metrics would be measured on mixed labels', 'Mixup', 'give validation data, where they are measured on the true ones, or leave metrics= out')
     def before_step(self, t): t.batch = [self.mix(b) for b in t.batch] if t.accumulate>1 else self.mix(t.batch)
     def mix(self, batch):
         if not (isinstance(batch,(tuple,list)) and len(batch)==2 and not batch[1].is_floating_point() and batch[1].ndim==1):
