@@ -278,7 +278,7 @@ def _bad_predictions(folder):
     attempt(Index(), x, to)
     attempt(Grows(), [torch.ones(2,4),-torch.ones(2,4)], to)
     attempt(nn.Identity(), [], to)
-    attempt(nn.Identity(), x, folder+'/p.csv')
+    attempt(nn.Identity(), x, os.path.join(folder,'p.csv'))
     os.mkdir(os.path.join(folder,'q.parquet'))
     attempt(nn.Identity(), x, os.path.join(folder,'q.parquet'))
     return said,open(to,'rb').read()==kept,sorted(os.listdir(folder))
@@ -359,11 +359,12 @@ class Thread(Callback):
 
 def test_a_profile_leaves_everything_as_it_was():
     def make(): return Trainer(tiny(.5), Data.from_tensors(samples(96), samples(33,1), batch_size=8), F.cross_entropy, accumulate=2, clip=1., schedule=lambda done: 1-done, callbacks=[EMA(.9),Histograms(every=2),Thread()])
-    plain,looked = make().fit(epochs=1),make().fit(epochs=1)
+    plain = make().fit(epochs=1).fit(epochs=1) # one after the other: they share the random states of this process
+    looked = make().fit(epochs=1)
     p = looked.profile(steps=4)
     assert {r.phase for r in p.rows}=={'data','forward','backward','optimizer','callbacks','rest'} and p.left_out==['Thread']
-    assert set(p.callbacks)=={'EMA','Histograms'} and looked.step==plain.step and len(looked.history)==1
-    for t in (plain,looked): t.fit(epochs=1)
+    assert set(p.callbacks)=={'EMA','Histograms'} and looked.step==6 and len(looked.history)==1
+    looked.fit(epochs=1)
     assert same_weights(plain.model, looked.model) and plain.history.steps()==looked.history.steps()
     assert all(torch.equal(a,b) for a,b in zip(plain.callbacks[0].mean, looked.callbacks[0].mean))
 
@@ -508,7 +509,7 @@ def test_a_failed_trainer_is_let_go():
 @pytest.mark.parametrize('accumulate', [1,2])
 def test_a_located_step_is_replayed(tmp_path, accumulate):
     class Explodes(nn.Module):
-        def forward(self, x): return torch.where(x.abs().sum()>limit, x*math.inf, x)
+        def forward(self, x): return x*math.inf if x.abs().sum()>limit else x
     limit = 1e9
     def make(): return Trainer(nn.Sequential(nn.Linear(64,32), nn.BatchNorm1d(32), nn.Dropout(.5), Explodes(), nn.Linear(32,10)), Data.from_tensors(samples(96), batch_size=8), F.cross_entropy, accumulate=accumulate, callbacks=[EMA(.9)])
     t = make()
@@ -613,7 +614,7 @@ Trainer(nn.Linear(64,10), Data.from_tensors((x,y),(x,y),batch_size=16), F.cross_
 
 @pytest.mark.parametrize('env,colour', [({},True),(dict(NO_COLOR='1'),False)])
 def test_the_bar_keeps_to_the_terminal_also_when_that_changes(env, colour):
-    before,after = _in_a_terminal(100, 44, env)
+    before,after = (o.replace('\r\n','\n') for o in _in_a_terminal(100, 44, env))
     one,two = Screen(),Screen()
     one.feed(before); two.feed(after.split('\r',1)[1].rsplit('\r',1)[0].split('\r',2)[-1]) # a drawing may have been under way
     assert 44<one.widest<100 and two.widest<44 and not one.lines and not two.lines
