@@ -1,26 +1,41 @@
 "The cases, by name."
 from tests.bench.harness import Case, Row
 
+def of_trainers(script, *args, peers=None):
+    "Rows for the raw loop, this project and the peers of its trainer: label -> Row; `script` gets WHO and what else there is."
+    found = {'raw loop': Row('project', script, ['raw', *args], ['torch'])}
+    known = dict(mlstack=('project', 'mlstack', ['mlstack']), accelerate=('accelerate', 'accelerate', ['accelerate']), fabric=('lightning', 'Fabric', ['pytorch-lightning']), ignite=('ignite', 'ignite', ['pytorch-ignite']),
+        hf=('hf', 'HF Trainer', ['transformers', 'accelerate']), lightning=('lightning', 'Lightning', ['pytorch-lightning']), fastai=('fastai', 'fastai', ['fastai']))
+    for who, (env, label, packages) in known.items():
+        if not peers or who in peers: found[label] = Row(env, script, [who, *args], [*packages, 'torch'])
+    return found
+
 def imports():
     here = lambda module, *packages: Row('project', 'imports.py', [module], list(packages or ['mlstack']))
-    peer = lambda env, module, package: Row(env, 'imports.py', [module], [package])
-    return Case('imports', 'What an import costs', repeats=9,
-        how='In one process after another: the CPU time (user and system) of an interpreter that imports the package, less that of one that imports nothing, and the number of modules it brought along.',
-        figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU', 'ms')),
+    peer = lambda env, module, package, *more: Row(env, 'imports.py', [module, *more], [package, *(['torch'] if more else [])])
+    return Case('imports', 'What an import costs, and the first step', repeats=3,
+        how='In one process after another: the CPU time (user and system) of an interpreter that imports the package, less that of one that imports nothing, and the number of modules it brought along. '
+            'First step: CPU time of a process that imports what it needs and trains the MLP of the next table for one step, up to the end of that fit, less that of the raw loop in the same turn. Lightning and Fabric are two packages in the wheel of pytorch-lightning.',
+        figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU of the import', 'ms'), first=('CPU to the first step', 's'), beyond=('beyond the raw loop', 's')), beyond=dict(beyond=('first', 'torch, raw loop')),
         rows={'mlstack': here('mlstack'), 'mlstack.tracking': here('mlstack.tracking'), 'mlstack.tracking, with init': here('mlstack.tracking:init'), 'wandb': peer('wandb', 'wandb', 'wandb'), 'mlflow-skinny': peer('mlflow', 'mlflow', 'mlflow-skinny'),
-            'torch': here('torch', 'torch'), 'mlstack.trainer, with Trainer': here('mlstack.trainer:Trainer', 'mlstack', 'torch'), 'accelerate, with Accelerator': Row('accelerate', 'imports.py', ['accelerate:Accelerator'], ['accelerate', 'torch']),
-            'pytorch-lightning, with Trainer': Row('lightning', 'imports.py', ['pytorch_lightning:Trainer'], ['pytorch-lightning', 'torch'])})
+            'torch, raw loop': Row('project', 'imports.py', ['torch', 'raw'], ['torch']), 'mlstack.trainer, Trainer': Row('project', 'imports.py', ['mlstack.trainer:Trainer', 'mlstack'], ['mlstack', 'torch']),
+            'accelerate, Accelerator': peer('accelerate', 'accelerate:Accelerator', 'accelerate', 'accelerate'), 'ignite, Engine': peer('ignite', 'ignite.engine:Engine', 'pytorch-ignite', 'ignite'),
+            'Fabric': peer('lightning', 'lightning_fabric:Fabric', 'pytorch-lightning', 'fabric'), 'Lightning, Trainer': peer('lightning', 'pytorch_lightning:Trainer', 'pytorch-lightning', 'lightning'),
+            'transformers, Trainer': peer('hf', 'transformers:Trainer', 'transformers', 'hf'), 'fastai, Learner': peer('fastai', 'fastai.basics:Learner', 'fastai', 'fastai')})
 
 def steps():
-    row = lambda env, who, *more: Row(env, 'steps.py', [who, *more], [o for o in (dict(project='mlstack', lightning='pytorch-lightning').get(env, env), 'torch') if who != 'raw' or o == 'torch'])
-    return Case('steps', 'What a training step costs beside the raw loop', repeats=3,
-        how='MLP 64-64-64-10, batch 32, AdamW, batches ready in memory, one thread of torch. Calls: Python and C calls of a step in every thread, counted with sys.setprofile as the difference between a fit of 120 steps and one of 20; '
-            'they do not depend on the machine. CPU: process time of a step over that of the raw loop timed in the same process in alternating rounds, median of three rounds. mlstack takes the fused AdamW without being asked, '
-            'so the raw loop and the peers are also measured with fused=True. Logging: the loss of every step is recorded, by mlstack in a Run, by pytorch-lightning with self.log, CSVLogger and log_every_n_steps=1.',
-        figures=dict(calls=('calls per step', ''), extra=('beyond the raw loop', ''), ratio=('CPU, raw loop = 1', '')),
-        rows={'raw loop': row('project', 'raw'), 'raw loop, fused AdamW': row('project', 'raw', 'fused'), 'mlstack': row('project', 'mlstack'), 'accelerate': row('accelerate', 'accelerate'),
-            'accelerate, fused AdamW': row('accelerate', 'accelerate', 'fused'), 'pytorch-lightning': row('lightning', 'lightning'), 'pytorch-lightning, fused AdamW': row('lightning', 'lightning', 'fused'),
-            'mlstack, logging': row('project', 'mlstack', 'log'), 'pytorch-lightning, logging': row('lightning', 'lightning', 'log')})
+    rows = of_trainers('steps.py')
+    ours = lambda *args: Row('project', 'steps.py', list(args), ['mlstack', 'torch'])
+    rows = {'raw loop': rows.pop('raw loop'), 'raw loop, fused AdamW': Row('project', 'steps.py', ['raw', 'fused'], ['torch']), 'mlstack': rows.pop('mlstack'), 'mlstack, AdamW not fused': ours('mlstack', 'plain'),
+        'mlstack, and an accuracy': ours('measured')} | rows
+    return Case('steps', 'What a training step costs beside the raw loop', repeats=2, warm=False,
+        how='MLP 64-64-64-10, batch 32, AdamW, batches ready in memory, one thread of torch. Calls: Python and C calls of a step in every thread beyond those of the raw loop, counted with sys.setprofile as the difference between a fit of 120 steps and one of 20; '
+            'they do not depend on the machine. CPU: process time of 25 steps over that of 25 steps of the raw loop, fits of the two taking turns in one process, 32 such stretches each; the median, and p20, the stretch than which a fifth of them are faster. '
+            'The raw loop against itself says how far the ratios can be trusted. mlstack takes the fused AdamW without being asked; the row below has torch\'s default, as the raw loop and all peers. '
+            'Logged: the loss of every step is recorded, by mlstack in a Run, by Lightning with self.log, CSVLogger, log_every_n_steps=1 and its bar, by HF Trainer with logging_steps=1 and its bar, by fastai with its recorder and bar, by ignite with RunningAverage and ProgressBar, '
+            'by the others as a list of loss.item(). Bare: nothing of that, no checkpoints, no gradient clipping, a constant learning rate.',
+        figures=dict(calls=('calls per step', ''), extra=('beyond the raw loop', ''), ratio=('CPU, raw loop = 1', ''), p20=('p20', ''), extra_log=('logged: beyond the raw loop', ''), ratio_log=('logged: CPU', ''), p20_log=('logged: p20', '')),
+        rows=rows)
 
 def log():
     return Case('log', 'What a logged point costs the training thread', repeats=7,

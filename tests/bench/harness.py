@@ -25,6 +25,8 @@ class Case:
     figures: dict  # key in a script's answer -> (column title, unit); counts first
     repeats: int = 7
     timeout: int = 300
+    warm: bool = True    # one turn more, whose figures are thrown away
+    beyond: dict = field(default_factory=dict)  # figure -> (another figure, label): how much more than that row in the same turn
 
 def versions(python, packages):
     code = 'import importlib.metadata as m, json, sys\nprint(json.dumps({o: m.version(o) for o in sys.argv[1:]}))'
@@ -63,7 +65,7 @@ def run_case(case, repeats=None, only=None, write=True):
         try: pythons[label] = python_of(row.env)
         except (RuntimeError, subprocess.SubprocessError, OSError) as e: failed[label] = str(e)
     n = repeats or case.repeats
-    for turn in range(-1, n):  # turn -1 warms caches and is thrown away
+    for turn in range(-1 if case.warm else 0, n):  # turn -1 warms caches and is thrown away
         for label, python in pythons.items():
             if label in failed: continue
             print(f'\r{case.name}: turn {max(turn, 0) + 1} of {n}, {label:<40}', end='', file=sys.stderr, flush=True)
@@ -71,6 +73,11 @@ def run_case(case, repeats=None, only=None, write=True):
             except (RuntimeError, AssertionError, ValueError) as e: failed[label] = str(e); continue
             if turn >= 0: answers.setdefault(label, []).append(got)
     print('\r' + ' '*90 + '\r', end='', file=sys.stderr)
+    for key, (of, base) in case.beyond.items():
+        for l, a in answers.items():
+            if l not in failed and base in answers and base not in failed:
+                for mine, theirs in zip(a, answers[base]):
+                    if mine.get(of) is not None: mine[key] = mine[of] - theirs[of]
     rows = {l: dict(figures={k: s for k in case.figures if (s := summary(a, k))}, versions=versions(pythons[l], case.rows[l].packages)) for l, a in answers.items() if l not in failed}
     res = dict(case=case.name, title=case.title, how=case.how, date=started, command=f'python -m tests.bench {case.name}', commit=commit(), machine=machine(), repeats=n,
         figures={k: dict(title=t, unit=u) for k, (t, u) in case.figures.items()}, rows=rows)
