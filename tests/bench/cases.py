@@ -30,7 +30,7 @@ def steps():
         'mlstack, and an accuracy': ours('measured')} | rows
     return Case('steps', 'What a training step costs beside the raw loop', repeats=2, warm=False,
         how='MLP 64-64-64-10, batch 32, AdamW, batches ready in memory, one thread of torch. Calls: Python and C calls of a step in every thread beyond those of the raw loop, counted with sys.setprofile as the difference between a fit of 120 steps and one of 20; '
-            'they do not depend on the machine. CPU: process time of 25 steps over that of 25 steps of the raw loop, fits of the two taking turns in one process, 32 such stretches each; the median, and p20, the stretch than which a fifth of them are faster. '
+            'they do not depend on the machine. CPU: process time of 32 steps over that of 32 steps of the raw loop, fits of the two taking turns in one process, 32 such stretches each; the median, and p20, the stretch than which a fifth of them are faster. '
             'The raw loop against itself says how far the ratios can be trusted. mlstack takes the fused AdamW without being asked; the row below has torch\'s default, as the raw loop and all peers. '
             'Logged: the loss of every step is recorded, by mlstack in a Run, by Lightning with self.log, CSVLogger, log_every_n_steps=1 and its bar, by HF Trainer with logging_steps=1 and its bar, by fastai with its recorder and bar, by ignite with RunningAverage and ProgressBar, '
             'by the others as a list of loss.item(). Bare: nothing of that, no checkpoints, no gradient clipping, a constant learning rate.',

@@ -3,7 +3,7 @@ import json, os, platform, subprocess, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 from tests import house
-from tests.bench.peers import python_of
+from tests.bench.peers import folder, python_of
 
 here = Path(__file__).resolve().parent
 results = here/'results'
@@ -27,6 +27,7 @@ class Case:
     timeout: int = 300
     warm: bool = True    # one turn more, whose figures are thrown away
     beyond: dict = field(default_factory=dict)  # figure -> (another figure, label): how much more than that row in the same turn
+    prepare: Row | None = None  # what has to be there before the first turn
 
 def versions(python, packages):
     code = 'import importlib.metadata as m, json, sys\nprint(json.dumps({o: m.version(o) for o in sys.argv[1:]}))'
@@ -42,9 +43,10 @@ def commit():
     git = lambda *a: subprocess.run(['git', *a], cwd=house.root, capture_output=True, text=True).stdout.strip()
     return git('rev-parse', '--short', 'HEAD') + ('+' if git('status', '--porcelain', '--', 'mlstack') else '')
 
-def measure(python, row, timeout):
-    "One measurement: the numbers the script prints as JSON on its last line."
-    r = house.run(python, here/'measure'/row.script, *row.args, timeout=timeout, env=house.environment(PYTHONPATH=house.root if row.env == 'project' else '', MLSTACK_PROGRESS='0'))
+def measure(python, row, timeout, turn=0):
+    "One measurement: the numbers the script prints as JSON on its last line. `turn` may be its seed."
+    env = house.environment(PYTHONPATH=house.root if row.env == 'project' else '', MLSTACK_PROGRESS='0', BENCH_TURN=turn, MLSTACK_BENCH_DIR=folder())
+    r = house.run(python, here/'measure'/row.script, *row.args, timeout=timeout, env=env)
     if r.returncode: raise RuntimeError(r.stdout.strip()[-1500:])
     return json.loads(r.stdout.strip().splitlines()[-1])
 
@@ -64,12 +66,13 @@ def run_case(case, repeats=None, only=None, write=True):
         if only and only not in label: continue
         try: pythons[label] = python_of(row.env)
         except (RuntimeError, subprocess.SubprocessError, OSError) as e: failed[label] = str(e)
+    if case.prepare: measure(python_of(case.prepare.env), case.prepare, case.timeout)
     n = repeats or case.repeats
     for turn in range(-1 if case.warm else 0, n):  # turn -1 warms caches and is thrown away
         for label, python in pythons.items():
             if label in failed: continue
             print(f'\r{case.name}: turn {max(turn, 0) + 1} of {n}, {label:<40}', end='', file=sys.stderr, flush=True)
-            try: got = measure(python, case.rows[label], case.timeout)
+            try: got = measure(python, case.rows[label], case.timeout, max(turn, 0))
             except (RuntimeError, AssertionError, ValueError) as e: failed[label] = str(e); continue
             if turn >= 0: answers.setdefault(label, []).append(got)
     print('\r' + ' '*90 + '\r', end='', file=sys.stderr)
