@@ -19,14 +19,14 @@ from .data import Data, DataError, as_tensor, source
 from .metrics import check_ranks, results, stateful, warn_of
 from .step import TrainerError, check_values, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #abeae396
+# %% ../../nbs/trainer/07_evaluating.ipynb #fabe112d
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
 @patch
 def _forward(self:Evaluating, batch, metrics, updates=()):
     own = None if self.opt is None and not self.model.training else self.step_function # it may update, so it is not for validation
-    return in_precision(forward_for(batch, self.loss, metrics, own, updates), self.device, self.precision)
+    return in_precision(forward_for(batch, self._training_loss(), metrics, own, updates), self.device, self.precision)
 
 def _numbers(values, names, device):
     kind = torch.float32 if device.type=='mps' else torch.float64

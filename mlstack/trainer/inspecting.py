@@ -17,7 +17,7 @@ from .checkpoints import random_state, set_random_state
 from .callbacks import Callback
 from .step import TrainerError, checked, describe, make_step, move, size_of
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #b9c1caa0
+# %% ../../nbs/trainer/10_inspecting.ipynb #862a7013
 class Sentences(list):
     "Sentences that print one a line."
     def __repr__(self): return '\n'.join(f'- {s}' for s in self)
@@ -30,7 +30,7 @@ def explain(self:Inspecting) -> Sentences:
     "What was chosen, and why."
     from mlstack.hardware import cpus
     self.setup()
-    self._why['mode'] = 'eager step: compiled steps and CUDA graphs are not built yet'
+    self._why['mode'] = self._mode_said()
     src = None if self.data is None else self.data.train
     if src is not None:
         self._why['data'] = f'order of seed {self.seed}, ' + {'Tensors':'data held whole, batched by indexing on the device','Loader':'a DataLoader whose order is keyed',

@@ -7,7 +7,7 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #d1bcdb58
+# %% ../../nbs/trainer/08_resuming.ipynb #3871df04
 import math, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
@@ -17,9 +17,10 @@ from fastcore.basics import patch
 from .data import key_of
 from .callbacks import NonFiniteLoss
 from .step import TrainerError
+from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #5b5ff808
+# %% ../../nbs/trainer/08_resuming.ipynb #dd2bb115
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -45,7 +46,7 @@ def _state(self:Resuming) -> dict:
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
     return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
-        precision=self.precision, optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
+        precision=self.precision, chosen=chosen(self), optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
 
 @patch
@@ -91,7 +92,7 @@ def save(self:Resuming,
     self.recorder.close(self.device)
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #99b44941
+# %% ../../nbs/trainer/08_resuming.ipynb #37f9f4cc
 def _load_model(model, state, path):
     try: model.load_state_dict(state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
@@ -143,6 +144,7 @@ def _take(self:Resuming, path, parts):
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
     _load_model(self.model, parts['model'], path)
     self._from = Path(path).absolute()
+    cannot = take(self, s.get('chosen',{}))
     self._load_optimizer(s, path)
     self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['stopped']
     self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
@@ -158,7 +160,7 @@ def _take(self:Resuming, path, parts):
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
     self._seeded = True
     now = self._note() | dict(torch=torch.__version__)
-    other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
+    other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else []) + cannot
     drawn = self.at and getattr(getattr(self.data and self.data.train,'loader',None), 'num_workers', 0)
     self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f': within tolerance ({"; ".join(other)})')
 

@@ -144,15 +144,14 @@ def checked(forward):
         return loss,values
     return first
 
-# %% ../../nbs/trainer/02_step.ipynb #b7f6636f
+# %% ../../nbs/trainer/02_step.ipynb #1c2912dc
 def choose_precision(device, want='auto'):
     "The format's name and the reason, as the hardware chapter sees it."
-    if want=='fp8': raise StepError('precision fp8 is not built yet', 'Trainer', 'use bf16, or leave it at auto')
     from mlstack.hardware import precision
     p = precision(device, want)
     return str(p),p.reason
 
-_dtypes = dict(bf16=torch.bfloat16, fp16=torch.float16)
+_dtypes = dict(bf16=torch.bfloat16, fp16=torch.float16, fp8=torch.bfloat16) # fp8: what is not a linear layer, see `formats`
 
 def in_precision(forward, device, name):
     "`forward` under autocast where `name` asks for one."
