@@ -55,6 +55,21 @@ def resume():
             'Lightning, StatefulDataLoader': peer('lightning', 'stateful', 'pytorch-lightning', 'torchdata'), 'Accelerate, seedable sampler': peer('accelerate', 'accelerate', 'accelerate'),
             'Accelerate, StatefulDataLoader': peer('accelerate', 'accelerate_stateful', 'accelerate', 'torchdata')})
 
+def kills():
+    return Case('kills', 'Killed at random moments', repeats=1, warm=False, timeout=1500,
+        how='Fits of 3 epochs, with dropout, batch normalisation, a schedule, clipping and an average of the weights; each is killed (SIGKILL) twice within one epoch, at random moments, in the middle of a step, of a save or of a group of accumulated batches, resumed in new processes, and runs to its end. '
+            'In turns: tensors; tensors with 3 batches an update; a DataLoader whose items draw random numbers from python, numpy and torch; the same with 3 batches an update; the same with 2 workers. Equal: all losses, all rows of the history, the final weights and the averaged weights are bit for bit those of a fit that nobody killed.',
+        figures=dict(total=('kills', ''), equal=('resumed bit for bit', '')), rows={'mlstack': Row('project', 'resume.py', ['--kills', '50'], ['mlstack', 'torch'])})
+
+def saves():
+    peer = lambda env, who, *packages: Row(env, 'stalls.py', [who], [*packages, 'torch'])
+    return Case('saves', 'How long the loop stands still at a save', repeats=3, warm=False,
+        how='A model with 25 million parameters and AdamW, 300 MB a checkpoint; a save every 4 steps. Wall time. Stall: from the end of a step that is saved to the beginning of the next, less that between two other steps, also in undisturbed steps of a raw loop in the same process. '
+            'Cost: how much longer a save and the 4 steps until the next take than 4 steps of that loop, in which what is written beside the training is part. mlstack writes aside, flushes to the disk and keeps a SHA-256 of each file, the peers do not; Lightning with ModelCheckpoint, HF Trainer with save_steps, Accelerate with save_state, raw with torch.save. One thread of torch.',
+        figures=dict(stall=('stall', 'ms'), steps=('stall in steps', ''), cost=('cost of a save', 'ms'), step=('a step', 'ms')),
+        rows={'mlstack': peer('project', 'mlstack', 'mlstack'), 'mlstack, in the loop\'s way': peer('project', 'blocking', 'mlstack'), 'raw loop, torch.save': peer('project', 'raw'), 'Accelerate': peer('accelerate', 'accelerate', 'accelerate'),
+            'HF Trainer': peer('hf', 'hf', 'transformers', 'accelerate'), 'Lightning': peer('lightning', 'lightning', 'pytorch-lightning')})
+
 def log():
     return Case('log', 'What a logged point costs the training thread', repeats=7,
         how='Two numbers logged 2,000 times in a row: CPU time of the calling thread for one point, median of five such rows; Python and C calls of one point in the calling thread. '
@@ -104,4 +119,4 @@ def page():
         figures=dict(first=('100 curves, first', 'ms'), drawn=('100 curves, again', 'ms'), zoom=('zoom', 'ms'), list_first=('1,000 runs, first', 'ms'), listed=('1,000 runs, again', 'ms')),
         rows={'mlstack': Row('project', 'page.py', [], ['mlstack'])})
 
-cases = dict(steps=steps, mnist=mnist, resume=resume, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
+cases = dict(steps=steps, mnist=mnist, resume=resume, kills=kills, saves=saves, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
