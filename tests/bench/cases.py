@@ -47,19 +47,15 @@ def mnist():
 
 def resume():
     peer = lambda env, who, *packages: Row(env, 'resuming.py', [who], [*packages, 'torch'])
-    return Case('resume', 'Going on as if nothing had happened', repeats=1, warm=False, timeout=600,
+    return Case('resume', 'Going on as if nothing had happened', repeats=1, warm=False, timeout=1500,
         how='64 items in batches of 4, shuffled; a fit of 28 steps is ended after 10, in the middle of an epoch, and resumed in new objects from what was saved; counted is how many of the 18 other losses are bit for bit those of a fit without a break. '
-            'With dropout; with random augmentation in the dataset too; with two workers of the DataLoader that read it. As each documentation says: HF Trainer with save_steps and resume_from_checkpoint, Lightning with ModelCheckpoint and ckpt_path, Accelerate with save_state, load_state and skip_first_batches.',
-        figures=dict(dropout=('dropout, of 18', ''), augmentation=('and augmentation', ''), workers=('and two workers', '')),
-        rows={'mlstack': peer('project', 'mlstack', 'mlstack'), 'HF Trainer': peer('hf', 'hf', 'transformers', 'accelerate'), 'Lightning': peer('lightning', 'lightning', 'pytorch-lightning'),
+            'With dropout; with random augmentation in the dataset too; with two workers of the DataLoader that read it. As each documentation says: HF Trainer with save_steps and resume_from_checkpoint, Lightning with ModelCheckpoint and ckpt_path, Accelerate with save_state, load_state and skip_first_batches. '
+            'Killed: fits of 3 epochs with dropout, batch normalisation, a schedule, clipping and an average of the weights, each killed (SIGKILL) twice within one epoch at random moments, in the middle of a step, of a save or of a group of accumulated batches, then resumed in new processes and run to its end; '
+            'in turns with tensors, with tensors and 3 batches an update, with a DataLoader whose items draw random numbers from python, numpy and torch, the same with 3 batches an update, the same with 2 workers. Equal: all losses, all rows of the history, the final weights and the averaged ones are bit for bit those of a fit that nobody killed.',
+        figures=dict(dropout=('dropout, of 18', ''), augmentation=('and augmentation', ''), workers=('and two workers', ''), total=('killed', ''), equal=('equal', '')),
+        rows={'mlstack': peer('project', 'mlstack', 'mlstack'), 'mlstack, killed at random': Row('project', 'resume.py', ['--kills', '50'], ['mlstack', 'torch']), 'HF Trainer': peer('hf', 'hf', 'transformers', 'accelerate'), 'Lightning': peer('lightning', 'lightning', 'pytorch-lightning'),
             'Lightning, StatefulDataLoader': peer('lightning', 'stateful', 'pytorch-lightning', 'torchdata'), 'Accelerate, seedable sampler': peer('accelerate', 'accelerate', 'accelerate'),
             'Accelerate, StatefulDataLoader': peer('accelerate', 'accelerate_stateful', 'accelerate', 'torchdata')})
-
-def kills():
-    return Case('kills', 'Killed at random moments', repeats=1, warm=False, timeout=1500,
-        how='Fits of 3 epochs, with dropout, batch normalisation, a schedule, clipping and an average of the weights; each is killed (SIGKILL) twice within one epoch, at random moments, in the middle of a step, of a save or of a group of accumulated batches, resumed in new processes, and runs to its end. '
-            'In turns: tensors; tensors with 3 batches an update; a DataLoader whose items draw random numbers from python, numpy and torch; the same with 3 batches an update; the same with 2 workers. Equal: all losses, all rows of the history, the final weights and the averaged weights are bit for bit those of a fit that nobody killed.',
-        figures=dict(total=('kills', ''), equal=('resumed bit for bit', '')), rows={'mlstack': Row('project', 'resume.py', ['--kills', '50'], ['mlstack', 'torch'])})
 
 def saves():
     peer = lambda env, who, *packages: Row(env, 'stalls.py', [who], [*packages, 'torch'])
@@ -69,6 +65,14 @@ def saves():
         figures=dict(stall=('stall', 'ms'), steps=('stall in steps', ''), cost=('cost of a save', 'ms'), step=('a step', 'ms')),
         rows={'mlstack': peer('project', 'mlstack', 'mlstack'), 'mlstack, in the loop\'s way': peer('project', 'blocking', 'mlstack'), 'raw loop, torch.save': peer('project', 'raw'), 'Accelerate': peer('accelerate', 'accelerate', 'accelerate'),
             'HF Trainer': peer('hf', 'hf', 'transformers', 'accelerate'), 'Lightning': peer('lightning', 'lightning', 'pytorch-lightning')})
+
+def compile():
+    row = lambda who, *packages: Row('project', 'compile.py', [who], [*packages, 'torch'])
+    return Case('compile', 'What the first compiled step costs', repeats=1, warm=False, timeout=600,
+        how='A GPT of 12 blocks (width 64, 4 heads, 64 tokens, batch 4) on the CPU, AdamW. CPU time of the process and of all it starts (the C++ compiler among them), from building the model to the end of the second step, with an empty cache of inductor, one compiler at a time. '
+            'Whole: model.compile(); by block: the same for each of its 12 blocks, in place, which share one graph. mlstack with compile="blocks" and compile="whole".',
+        figures=dict(cpu=('CPU to the second step', 's'), wall=('wall', 's'), graphs=('graphs', '')),
+        rows={'torch, eager': row('eager'), 'torch, whole': row('whole'), 'torch, by block': row('blocks'), 'mlstack, whole': row('mlstack_whole', 'mlstack'), 'mlstack, by block': row('mlstack', 'mlstack')})
 
 def log():
     return Case('log', 'What a logged point costs the training thread', repeats=7,
@@ -119,4 +123,4 @@ def page():
         figures=dict(first=('100 curves, first', 'ms'), drawn=('100 curves, again', 'ms'), zoom=('zoom', 'ms'), list_first=('1,000 runs, first', 'ms'), listed=('1,000 runs, again', 'ms')),
         rows={'mlstack': Row('project', 'page.py', [], ['mlstack'])})
 
-cases = dict(steps=steps, mnist=mnist, resume=resume, kills=kills, saves=saves, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
+cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
