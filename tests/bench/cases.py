@@ -16,7 +16,7 @@ def imports():
     return Case('imports', 'What an import costs, and the first step', repeats=3,
         how='In one process after another: the CPU time (user and system) of an interpreter that imports the package, less that of one that imports nothing, and the number of modules it brought along. '
             'First step: CPU time of a process that imports what it needs and trains the MLP of the next table for one step, up to the end of that fit, less that of the raw loop in the same turn. Lightning and Fabric are two packages in the wheel of pytorch-lightning.',
-        figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU of the import', 'ms'), first=('CPU to the first step', 's'), beyond=('beyond the raw loop', 's')), beyond=dict(beyond=('first', 'torch, raw loop')),
+        figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU of the import', 'ms'), first=('CPU to the first step', 's'), beyond=('beyond the raw loop', 's')), base=lambda label: 'torch, raw loop', beyond=dict(beyond='first'),
         rows={'mlstack': here('mlstack'), 'mlstack.tracking': here('mlstack.tracking'), 'mlstack.tracking, with init': here('mlstack.tracking:init'), 'wandb': peer('wandb', 'wandb', 'wandb'), 'mlflow-skinny': peer('mlflow', 'mlflow', 'mlflow-skinny'),
             'torch, raw loop': Row('project', 'imports.py', ['torch', 'raw'], ['torch']), 'mlstack.trainer, Trainer': Row('project', 'imports.py', ['mlstack.trainer:Trainer', 'mlstack'], ['mlstack', 'torch']),
             'accelerate, Accelerator': peer('accelerate', 'accelerate:Accelerator', 'accelerate', 'accelerate'), 'ignite, Engine': peer('ignite', 'ignite.engine:Engine', 'pytorch-ignite', 'ignite'),
@@ -74,6 +74,21 @@ def compile():
         figures=dict(cpu=('CPU to the second step', 's'), wall=('wall', 's'), graphs=('graphs', '')),
         rows={'torch, eager': row('eager'), 'torch, whole': row('whole'), 'torch, by block': row('blocks'), 'mlstack, whole': row('mlstack_whole', 'mlstack'), 'mlstack, by block': row('mlstack', 'mlstack')})
 
+def gpu():
+    packages = dict(project=['mlstack'], lightning=['pytorch-lightning'], accelerate=['accelerate'], hf=['transformers', 'accelerate'])
+    def rows(title, case, *names):
+        known = dict(raw=('raw loop', 'project'), raw_blocks=('raw loop, by block', 'project'), graph=('raw loop in a CUDA graph', 'project'), mlstack=('mlstack', 'project'), mlstack_eager=('mlstack, eager', 'project'), mlstack_fp8=('mlstack, fp8', 'project'),
+            lightning=('Lightning', 'lightning'), accelerate=('Accelerate', 'accelerate'), hf=('HF Trainer', 'hf'), raw_again=('raw loop again', 'project'))
+        return {f'{title}: {known[o][0]}': Row(known[o][1], 'gpu.py', [case, o], [*(packages[known[o][1]] if not o.startswith(('raw', 'graph')) else []), 'torch']) for o in names}
+    peers = 'lightning', 'accelerate', 'hf', 'raw_again'
+    return Case('gpu', 'On one GPU', repeats=1, warm=False, timeout=1200, gpu=True, base=lambda label: label.split(':')[0] + ': raw loop', over=dict(ratio='speed'), agree=('loss', .02),
+        how='Items (tokens, for a GPT) a second of the median chunk of steps, each row in a process of its own, the device synchronised between chunks only; the raw loop is measured again at the end, which says what a difference of 1 % means. A row whose loss is not that of the raw loop is not shown. '
+            'raw loop: bf16 autocast, torch.compile of the whole model, fused AdamW, nothing read from the device; the peers with the same three; mlstack without any argument for them. Tiny MLP: 64-64-64-10, batch 32, float32, eager, fused AdamW, batches on the device. GPT: 124M parameters, batch 32, 1,024 tokens. '
+            'ResNet-18 for 32 x 32, batch 512, crop and mirror; the raw loop and the peers with DataLoader workers, pinned memory and channels-last, mlstack with Data.from_tensors. 1B: a GPT of 16 layers of width 2,048, batch 8. MFU from the dense bf16 peak of the card. First step: seconds from an empty cache to the end of the second step of the GPT.',
+        figures=dict(speed=('items a second', ''), ratio=('raw loop = 1', ''), mfu=('MFU', '%'), memory=('memory', 'GiB'), seconds=('first step', 's'), loss=('loss', '')),
+        rows=rows('tiny MLP', 'mlp', 'raw', 'graph', 'mlstack', 'mlstack_eager', *peers) | rows('GPT-2 124M', 'gpt', 'raw', 'mlstack', *peers) | rows('ResNet-18', 'resnet', 'raw', 'mlstack', *peers)
+            | rows('GPT 1B', 'fp8', 'raw', 'mlstack', 'mlstack_fp8', 'raw_again') | rows('first step', 'first', 'raw', 'raw_blocks', 'mlstack'))
+
 def log():
     return Case('log', 'What a logged point costs the training thread', repeats=7,
         how='Two numbers logged 2,000 times in a row: CPU time of the calling thread for one point, median of five such rows; Python and C calls of one point in the calling thread. '
@@ -123,4 +138,4 @@ def page():
         figures=dict(first=('100 curves, first', 'ms'), drawn=('100 curves, again', 'ms'), zoom=('zoom', 'ms'), list_first=('1,000 runs, first', 'ms'), listed=('1,000 runs, again', 'ms')),
         rows={'mlstack': Row('project', 'page.py', [], ['mlstack'])})
 
-cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
+cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, gpu=gpu, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
