@@ -30,7 +30,7 @@ class Case:
     base: Callable = None  # label -> the label of the row it is compared with
     beyond: dict = field(default_factory=dict)  # figure -> another figure, less that of the base in the same turn
     over: dict = field(default_factory=dict)    # figure -> another figure, divided by that of the base in the same turn
-    agree: tuple = ()    # a figure, and how far it may be from the base's, as a share; other rows fail
+    agree: tuple = ()    # a figure, and how far it may be from the base's, as a share of it or of 1; other rows fail
     gpu: bool = False    # nothing is measured where there is none
     prepare: Row | None = None  # what has to be there before the first turn
 
@@ -71,7 +71,7 @@ def compare(case, answers, failed):
         if label in failed or not theirs or case.base(label) in failed: continue
         for a, b in zip(mine, theirs):
             a |= {key: a[of] - b[of] for key, of in case.beyond.items() if of in a} | {key: a[of]/b[of] for key, of in case.over.items() if of in a}
-            if case.agree and abs(a[case.agree[0]]/b[case.agree[0]] - 1) > case.agree[1]: failed[label] = f'{case.agree[0]} {a[case.agree[0]]:.5g}, {b[case.agree[0]]:.5g} of {case.base(label)}'
+            if case.agree and abs(a[case.agree[0]] - b[case.agree[0]]) > case.agree[1]*max(abs(b[case.agree[0]]), 1): failed[label] = f'{case.agree[0]} {a[case.agree[0]]:.5g}, {b[case.agree[0]]:.5g} of {case.base(label)}'
 
 def has_gpu(): return house.run(sys.executable, '-c', 'import sys, torch; sys.exit(not torch.cuda.is_available())').returncode == 0
 
