@@ -1,21 +1,19 @@
 "The cases, by name."
 from tests.bench.harness import Case, Row
 
-def of_trainers(script, *args, peers=None):
-    "Rows for the raw loop, this project and the peers of its trainer: label -> Row; `script` gets WHO and what else there is."
-    found = {'raw loop': Row('project', script, ['raw', *args], ['torch'])}
+def of_trainers(script):
+    "Rows for the raw loop, this project and the peers of its trainer: label -> Row."
+    found = {'raw loop': Row('project', script, ['raw'], ['torch'])}
     known = dict(mlstack=('project', 'mlstack', ['mlstack']), accelerate=('accelerate', 'Accelerate', ['accelerate']), fabric=('lightning', 'Fabric', ['pytorch-lightning']), ignite=('ignite', 'ignite', ['pytorch-ignite']),
         hf=('hf', 'HF Trainer', ['transformers', 'accelerate']), lightning=('lightning', 'Lightning', ['pytorch-lightning']), fastai=('fastai', 'fastai', ['fastai']))
-    for who, (env, label, packages) in known.items():
-        if not peers or who in peers: found[label] = Row(env, script, [who, *args], [*packages, 'torch'])
-    return found
+    return found | {label: Row(env, script, [who], [*packages, 'torch']) for who, (env, label, packages) in known.items()}
 
 def imports():
     here = lambda module, *packages: Row('project', 'imports.py', [module], list(packages or ['mlstack']))
     peer = lambda env, module, package, *more: Row(env, 'imports.py', [module, *more], [package, *(['torch'] if more else [])])
     return Case('imports', 'What an import costs, and the first step', repeats=3,
         how='In one process after another: the CPU time (user and system) of an interpreter that imports the package, less that of one that imports nothing, and the number of modules it brought along. '
-            'First step: CPU time of a process that imports what it needs and trains the MLP of the next table for one step, up to the end of that fit, less that of the raw loop in the same turn. Lightning and Fabric are two packages in the wheel of pytorch-lightning.',
+            'First step: CPU time of a process that imports what it needs and trains the MLP of the first table for one step, up to the end of that fit, less that of the raw loop in the same turn. Lightning and Fabric are two packages in the wheel of pytorch-lightning.',
         figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU of the import', 'ms'), first=('CPU to the first step', 's'), beyond=('beyond the raw loop', 's')), base=lambda label: 'torch, raw loop', beyond=dict(beyond='first'),
         rows={'mlstack': here('mlstack'), 'mlstack.tracking': here('mlstack.tracking'), 'mlstack.tracking, with init': here('mlstack.tracking:init'), 'wandb': peer('wandb', 'wandb', 'wandb'), 'mlflow-skinny': peer('mlflow', 'mlflow', 'mlflow-skinny'),
             'torch, raw loop': Row('project', 'imports.py', ['torch', 'raw'], ['torch']), 'mlstack.trainer, Trainer': Row('project', 'imports.py', ['mlstack.trainer:Trainer', 'mlstack'], ['mlstack', 'torch']),

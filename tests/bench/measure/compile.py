@@ -1,5 +1,5 @@
 "compile.py HOW: CPU seconds of this process and its children to the second step of a small GPT, for one of eager, whole, blocks (torch alone), mlstack (by block), mlstack_whole."
-import json, logging, os, resource, sys, tempfile, time, warnings
+import json, os, resource, sys, tempfile, time, warnings
 how = sys.argv[1]
 folder = tempfile.TemporaryDirectory()
 os.environ.update(TORCHINDUCTOR_CACHE_DIR=folder.name, TORCHINDUCTOR_COMPILE_THREADS='1', TRITON_CACHE_DIR=folder.name)

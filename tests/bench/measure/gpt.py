@@ -1,5 +1,5 @@
 "A GPT in 30 lines, the same for every row: what nanoGPT has, with the head tied to the embedding."
-import torch, torch.nn.functional as F
+import torch.nn.functional as F
 from torch import nn
 
 class Block(nn.Module):

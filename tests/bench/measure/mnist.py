@@ -40,7 +40,7 @@ def raw():
         train, valid = loaders(train, valid)
         model = network()
         opt = torch.optim.AdamW(model.parameters(), lr=lr)
-        for epoch in range(1, most + 1):
+        for epoch in range(1, most + 1):  # noqa: B007
             for x, y in train:
                 loss = F.cross_entropy(model(x), y)
                 loss.backward()
@@ -70,7 +70,7 @@ def accelerate():
         acc = Accelerator(cpu=True)
         model, (train, valid) = network(), loaders(train, valid)
         model, opt, train, valid = acc.prepare(model, torch.optim.AdamW(model.parameters(), lr=lr), train, valid)
-        for epoch in range(1, most + 1):
+        for epoch in range(1, most + 1):  # noqa: B007
             for x, y in train:
                 loss = F.cross_entropy(model(x), y)
                 acc.backward(loss)
@@ -88,7 +88,7 @@ def fabric():
         model = network()
         model, opt = fab.setup(model, torch.optim.AdamW(model.parameters(), lr=lr))
         train, valid = fab.setup_dataloaders(*loaders(train, valid))
-        for epoch in range(1, most + 1):
+        for epoch in range(1, most + 1):  # noqa: B007
             for x, y in train:
                 opt.zero_grad()
                 loss = F.cross_entropy(model(x), y)
