@@ -110,17 +110,18 @@ def blame(model, again) -> str:
         return f'{f"layer {name}" if name else "the model itself"} ({type(m).__name__}' + (f', weight {describe(weight)}' if isinstance(weight,torch.Tensor) else '') + f') does not take {describe(args[0] if len(args)==1 else args)}'
     return f'the model gave {describe(left[0])}, and what follows it does not take that' if left else ''
 
-# %% ../../nbs/trainer/00a_batch.ipynb #8c7bdf97
+# %% ../../nbs/trainer/00a_batch.ipynb #a9f1d312
 _classes = {F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss}
 _alike = {F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCELoss, nn.BCEWithLogitsLoss}
 def _is_one(loss, kinds): return any(loss is k or type(loss) is k for k in kinds)
 
-def outside(y, classes, ignore=-100):
-    "The first label of `y` that is none of the classes, as (label, place); None if all are."
-    wrong = ((y<0) | (y>=classes)) & (y!=ignore)
-    if not wrong.any(): return None
-    at = int(wrong.flatten().int().argmax())
-    return int(y.flatten()[at]), at
+def outside(y, classes, ignore=-100, part=1<<24):
+    "The first label of `y` that is none of the classes, as (label, item); None if all are. It looks at a `part` at a time."
+    for start,labels in zip(range(0,y.numel(),part), y.flatten().split(part)):
+        wrong = ((labels<0) | (labels>=classes)) & (labels!=ignore)
+        if wrong.any():
+            at = int(wrong.int().argmax())
+            return int(labels[at]), (start+at)//(y[0].numel() if y.ndim else 1)
 
 def labels_of(source):
     "All labels of a source that holds them whole, else None."
@@ -151,7 +152,7 @@ def examined(loss, source=None):
         return loss(out, y)
     return looked
 
-# %% ../../nbs/trainer/00a_batch.ipynb #7858940a
+# %% ../../nbs/trainer/00a_batch.ipynb #ae271a13
 def blame_labels(batches, classes, ignore=-100) -> str:
     "The first of numbered `batches` with a label that is none of the classes, in a sentence."
     for number,batch in batches:

@@ -184,7 +184,7 @@ def keyed(augment, key, rank, device):
         with torch_state(key_of(key,k,rank), device): return augment(batch)
     return change
 
-# %% ../../nbs/trainer/01_data.ipynb #fd70e84c
+# %% ../../nbs/trainer/01_data.ipynb #cc396441
 def source(obj):
     "The source that reads `obj`: a source as it is, or one of the next room's: a DataLoader, any iterable of batches."
     if all(hasattr(obj,n) for n in ('train','valid','count')): return obj

@@ -23,7 +23,7 @@ peers = dict(
     # not measured: what logs to W&B by itself, for tests/test_dropin.py, and what the trainer takes, for tests/test_interop.py
     libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil',
         'datasets==5.2.0', 'torchdata==0.11.0', 'torchmetrics==1.9.0', 'fastcore==2.2.39'], True),
-    timm=(['timm==1.0.31', 'fastcore==2.2.39'], True),  # by itself: it brings a torchvision that breaks transformers where torch is without CUDA
+    timm=(['timm==1.0.31', 'torchvision==0.28.0', 'fastcore==2.2.39'], True),  # torchvision is pinned to its torch, and apart: without CUDA it breaks what imports it
 )
 
 def folder(): return Path(os.environ.get('MLSTACK_BENCH_DIR') or Path.home()/'.cache'/'mlstack-bench')
