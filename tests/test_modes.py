@@ -314,7 +314,7 @@ def test_a_step_with_its_own_updates_and_a_model_that_came_compiled_are_left_alo
 
 # Ends and resumes
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_while_compiling_ends_the_fit_after_its_step(tmp_path, monkeypatch, number):
     torch._dynamo.reset()
     sent = []

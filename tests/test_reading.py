@@ -417,7 +417,7 @@ class Unkept(Counted):
     def state_dict(self): return dict(at=object())
 
 
-@pytest.mark.parametrize('kind,read', [(Counted,6*2-8),(Unkept,6*2-6)])
+@pytest.mark.parametrize('kind,read', [(Counted,6*2-9),(Unkept,6*2-6)])
 def test_a_series_that_knows_its_place_is_not_read_again(tmp_path, kind, read):
     def job(data, **kw): return Trainer(model(), data, F.cross_entropy, **kw)
     straight = job(kind()).fit(epochs=2)
