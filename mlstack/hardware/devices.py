@@ -79,8 +79,8 @@ def generation(
     "The generation of a card; one that is newer than the table counts as the newest known before it."
     return generations[max((k for k in generations if k<=tuple(capability)), default=min(generations))]
 
-# %% ../../nbs/hardware/01_devices.ipynb #556ccce1
-_formats = dict(fp32=('float32',False,False), tf32=('float32',False,False), bf16=('bfloat16',True,False), fp16=('float16',True,True)) # dtype, autocast, scaler
+# %% ../../nbs/hardware/01_devices.ipynb #45bb324c
+_formats = dict(fp32=('float32',False,False), tf32=('float32',False,False), bf16=('bfloat16',True,False), fp16=('float16',True,True), fp8=('bfloat16',True,False)) # dtype, autocast, scaler
 
 class Precision(str):
     "The name of a precision, with `dtype` (its name in torch), `autocast`, `scaler`, and the `reason` it was chosen."
@@ -95,7 +95,7 @@ class Precision(str):
 
 class PrecisionError(MlstackError, ValueError): "A precision that is not known or that this device should not be asked for."
 
-# %% ../../nbs/hardware/01_devices.ipynb #5645ffe9
+# %% ../../nbs/hardware/01_devices.ipynb #cb9e0f77
 def _best(kind, capability):
     if kind=='rocm': return Precision('bf16', 'AMD GPUs that torch supports compute bf16')
     if kind=='mps': return Precision('fp32', 'the safe choice on Apple GPUs; ask for bf16 or fp16 where it pays')
@@ -113,7 +113,7 @@ def _why_not(kind, capability, want):
     "Why `want` should not be used there, or nothing."
     if want=='fp32': return ''
     if kind=='cpu': return '' if want=='bf16' else f'a CPU has no {want} worth using' + (': it is emulated and slower than fp32' if want=='fp16' else '')
-    if kind!='cuda': return f'{want} is a format of NVIDIA GPUs' if want=='tf32' else ''
+    if kind!='cuda': return f'{want} is a format of NVIDIA GPUs' if want in ('tf32','fp8') else ''
     g = generation(capability)
     if want in g.formats or want=='fp16' and tuple(capability)>=(5,3): return '' # older cards compute fp16 without tensor cores: it saves memory
     return f'{_called(capability)} does not have {want}' + ('; torch would emulate it, slower than fp32' if want=='bf16' else '')
@@ -121,7 +121,7 @@ def _why_not(kind, capability, want):
 def precision_for(
     kind:str,        # cuda, rocm, mps or cpu
     capability=None, # of a CUDA device: (9,0)
-    want='auto'      # auto, fp32, tf32, bf16 or fp16
+    want='auto'      # auto, fp32, tf32, bf16, fp16, fp8
 ) -> Precision:
     "The precision to train in on such a device, or `want` where it makes sense there."
     best = _best(kind, capability)
@@ -130,10 +130,10 @@ def precision_for(
     if why := _why_not(kind, capability, want): raise PrecisionError(why, 'precision', f'use {best} or leave it out')
     return Precision(want, 'asked for')
 
-# %% ../../nbs/hardware/01_devices.ipynb #ebdacbd7
+# %% ../../nbs/hardware/01_devices.ipynb #78fad2c5
 def precision(
     device=None, # "cuda", "cuda:1", a torch.device, "mps", "cpu"; default: the best one here
-    want='auto'  # auto, fp32, tf32, bf16 or fp16
+    want='auto'  # auto, fp32, tf32, bf16, fp16, fp8
 ) -> Precision:
     "The precision to train in on `device`, with the reason."
     if isinstance(want,Precision): return want

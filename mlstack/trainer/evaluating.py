@@ -7,7 +7,7 @@ A result on validation data is what a model is chosen by, so it may not depend o
 # %% auto #0
 __all__ = ['Evaluating']
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #1afa412d
+# %% ../../nbs/trainer/07_evaluating.ipynb #0a2fa659
 import copy
 from contextlib import nullcontext
 from functools import partial
@@ -17,16 +17,18 @@ from fastcore.basics import patch
 from ..core import StopTraining
 from .data import Data, DataError, as_tensor, source
 from .metrics import check_ranks, results, stateful, warn_of
+from .batch import by_name, whole
 from .step import TrainerError, check_values, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #abeae396
+# %% ../../nbs/trainer/07_evaluating.ipynb #23bf91d6
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
 @patch
 def _forward(self:Evaluating, batch, metrics, updates=()):
     own = None if self.opt is None and not self.model.training else self.step_function # it may update, so it is not for validation
-    return in_precision(forward_for(batch, self.loss, metrics, own, updates), self.device, self.precision)
+    held = self.data.train if self.data is not None and self.model.training else None
+    return in_precision(forward_for(batch, self._training_loss(), metrics, own, updates, held), self.device, self.precision)
 
 def _numbers(values, names, device):
     kind = torch.float32 if device.type=='mps' else torch.float64
@@ -107,7 +109,7 @@ def _validation_source(self:Evaluating, data):
     if isinstance(data, Data): data = data.valid or data.train
     return self.data.valid if data is None else source(data)
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #19ec55d6
+# %% ../../nbs/trainer/07_evaluating.ipynb #20835b76
 @patch
 def _to_predict(self:Evaluating, data):
     "Batches without their targets, as (positional, named)."
@@ -118,8 +120,8 @@ def _to_predict(self:Evaluating, data):
         size = getattr(self.data and self.data.train,'batch_size',256)
         return (((b,),{}) for b in data.split(size))
     if isinstance(data, Data): data = data.valid or data.train
-    batches = [data] if isinstance(data,(tuple,dict)) else source(data).valid(self.parallel.rank, self.parallel.world_size)
-    return (split_target(b)[:2] if takes else (b if isinstance(b,(tuple,list)) else (), b if isinstance(b,dict) else {}) for b in batches)
+    batches = [data] if isinstance(data,tuple) or by_name(data) is not None else source(data).valid(self.parallel.rank, self.parallel.world_size)
+    return (split_target(b)[:2] if takes else whole(b) for b in batches)
 
 @patch
 def predict(self:Evaluating,

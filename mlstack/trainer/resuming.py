@@ -7,7 +7,7 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #57cceaf0
+# %% ../../nbs/trainer/08_resuming.ipynb #1b2214ca
 import math, os, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
@@ -19,9 +19,10 @@ from .data import key_of
 from .callbacks import NonFiniteLoss
 from .exporting import load_weights
 from .step import TrainerError
-from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, seed_all, set_random_state, there, write_checkpoint
+from .modes import chosen, take
+from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #8f5e849d
+# %% ../../nbs/trainer/08_resuming.ipynb #c9558229
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -43,11 +44,12 @@ def _plan(self:Resuming) -> dict:
 def _state(self:Resuming) -> dict:
     "The parts of a checkpoint, as this rank has to write them."
     rng = random_state(self.device)
-    if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng)}
+    place = self._where_read()
+    if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng, place=place)}
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
-        precision=self.precision, optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
+    return dict(model=self.model.state_dict(), training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
+        precision=self.precision, chosen=chosen(self), optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
 
 def _chip(device):
@@ -129,7 +131,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #66703f9a
+# %% ../../nbs/trainer/08_resuming.ipynb #0066be31
 def _load_model(model, state, path):
     said = misfit(model, state)
     try: model.load_state_dict(state)
@@ -211,6 +213,7 @@ def _take(self:Resuming, path, parts):
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
     _load_model(self.model, parts['model'], path)
     self._from = Path(path).absolute()
+    cannot = take(self, s.get('chosen',{}))
     self._load_optimizer(s, path)
     self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['stopped']
     self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
@@ -222,13 +225,13 @@ def _take(self:Resuming, path, parts):
     self._load_callbacks(s['callbacks'], path)
     r = self.parallel.rank
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
+    self._place_read = (s if r==0 else parts.get(f'rank-{r}',{})).get('place')
     if self._rng is None: seed_all(key_of(self.seed, self.step), r) # a rank that was not there then
     self._seeded = True
     self._take_threads(note.get('threads'))
     now = self._note() | dict(torch=torch.__version__)
-    other = [f'{k} {note[k]} then, {now[k]} now' for k in ('mlstack','torch','device','chip','world_size','threads') if k in note and note[k]!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
-    drawn = self.at and getattr(getattr(self.data and self.data.train,'loader',None), 'num_workers', 0)
-    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f': within tolerance ({"; ".join(other)})')
+    other = [f'{k} {note[k]} then, {now[k]} now' for k in ('mlstack','torch','device','chip','world_size','threads') if k in note and note[k]!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else []) + cannot
+    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' if not other else f': within tolerance ({"; ".join(other)})')
 
 @patch
 def load(self:Resuming,
@@ -316,18 +319,38 @@ def _begin(self:Resuming, going_on=True):
     self.recorder.start(carry=self.at>0)
     self.measured.carry = self.at>0
 
-# %% ../../nbs/trainer/08_resuming.ipynb #bc4136fb
+# %% ../../nbs/trainer/08_resuming.ipynb #d20ff91a
 def _equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_equal, a, b))
     return a==b
 
 @patch
+def _where_read(self:Resuming):
+    "What the training data says of its place within this epoch, as plain values; None if it says nothing that could be kept."
+    src = self.data and self.data.train
+    state = src.position() if self.at and hasattr(src,'position') else None
+    try: return state and readable(dict(epoch=self.epoch, at=self.at, state=state), 'position of the data')
+    except CheckpointError: return None # it is read again then
+
+@patch
+def _go_to_place(self:Resuming, src):
+    "The state the data had where training stands, if the checkpoint has it."
+    place,self._place_read = getattr(self,'_place_read',None),None
+    same = place and hasattr(src,'go_to') and (place['epoch'],place['at'])==(self.epoch,self.at)
+    return place['state'] if same else None
+
+@patch
 def _reread(self:Resuming, src):
     "Batches whose order is not keyed, from the place where training stands."
     p,mine = self.parallel, random_state(self.device) if self._rng is None else self._rng
     seed_all(key_of(self.seed, self.epoch)) # the same on each rank
+    if there := self._go_to_place(src): src.go_to(there)
     batches = iter(src.train(self.seed, self.epoch, 0, p.rank, p.world_size))
+    if there:
+        first = list(islice(batches,1))
+        set_random_state(mine, self.device)
+        return chain(first, batches)
     first,opened = list(islice(batches,1)), random_state()
     if not self.at:
         set_random_state({k: v for k,v in mine.items() if k not in ('python','numpy')}, self.device)
