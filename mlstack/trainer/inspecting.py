@@ -17,7 +17,7 @@ from .checkpoints import random_state, set_random_state
 from .callbacks import Callback
 from .step import TrainerError, checked, describe, make_step, move, size_of
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #4b696a5e
+# %% ../../nbs/trainer/10_inspecting.ipynb #f69a7304
 class Sentences(list):
     "Sentences that print one a line."
     def __repr__(self): return '\n'.join(f'- {s}' for s in self)
@@ -37,12 +37,13 @@ def explain(self:Inspecting) -> Sentences:
     size,ranks = self._plan()['batch_size'],self.parallel.world_size
     if ranks>1 and size: self._why['batch'] = f'batch {size} x {ranks} ranks = {size*ranks} a step' if self.accumulate==1 else f'batch {size} x {ranks} ranks x {self.accumulate} = {size*ranks*self.accumulate} a step'
     if self.accumulate>1: self._why['accumulate'] = f'{self.accumulate} batches an update'
+    if self.micro: self._why.setdefault('memory', f'as in the checkpoint: {self._told_parts()}')
     if self.clip: self._why['clip'] = 'the norm of the gradients is recorded, not clipped' if self.clip==math.inf else f'gradients clipped to {" and ".join(f"{k} {v}" for k,v in self.clip.items()) if isinstance(self.clip,dict) else f"norm {self.clip}"}, on the device'
     if said := self.waiting and self.waiting.advice(src, cpus()): self._why['waiting'] = said
     if self.schedule is not None: self._why['schedule'] = f'schedule {getattr(self.schedule,"__name__",self.schedule)}'
     return Sentences(self._why.values())
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #a4c488ab
+# %% ../../nbs/trainer/10_inspecting.ipynb #aa0ca5f5
 class LrCurve:
     "Rates, losses, and `lr`, the suggestion."
     def __init__(self, lrs, losses):
@@ -56,16 +57,26 @@ class LrCurve:
         ax.set(xlabel='lr', ylabel='loss')
         return ax
 
+def _on_host(o):
+    "A copy that takes no memory of the device."
+    if isinstance(o, torch.Tensor): return o.detach().to('cpu', copy=True)
+    if isinstance(o, dict):
+        out = copy.copy(o) # with what a state_dict says of versions
+        out.update((k,_on_host(v)) for k,v in o.items())
+        return out
+    return type(o)(map(_on_host,o)) if type(o) in (tuple,list) else copy.deepcopy(o)
+
 @patch
 @contextmanager
 def _as_it_was(self:Inspecting):
     "Whatever happens to model, optimizer and random states in here is undone."
-    model,state,rng = copy.deepcopy(self.model.state_dict()),copy.deepcopy(self.optimizer.state_dict()),random_state(self.device)
-    was = self.model.training
+    parts = [o for o in (self.model,self.optimizer,self.scaler,self.scheduler) if o is not None]
+    states,rng,was = [_on_host(o.state_dict()) for o in parts],random_state(self.device),self.model.training
     self.model.train()
     try: yield
     finally:
-        self.model.load_state_dict(model); self.optimizer.load_state_dict(state); set_random_state(rng, self.device)
+        for o,state in zip(parts,states): o.load_state_dict(state)
+        set_random_state(rng, self.device)
         self.model.train(was)
 
 @patch

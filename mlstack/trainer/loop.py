@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #104128b4
+# %% ../../nbs/trainer/11_loop.ipynb #1661d589
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -21,7 +21,7 @@ from .step import Single, TrainerError, check_clip, clipper, make_step, move, on
 from .modes import Modes, Stepping, build
 from .formats import check_formats
 from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
-from .callbacks import History, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, hook_names, hooks
+from .callbacks import History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, culprit, farewell, hook_names, hooks
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
@@ -29,6 +29,8 @@ from .exporting import Exporting
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
 from .inspecting import Inspecting, Waiting
+from .memory import Sparing, in_parts
+from .profiling import Profiled
 
 # %% ../../nbs/trainer/11_loop.ipynb #1f9cb13a
 def _check_loss_function(loss):
@@ -42,8 +44,8 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #9c932e4f
-class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping):
+# %% ../../nbs/trainer/11_loop.ipynb #07ed3962
+class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, Sparing, Profiled):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
         model,                 # any nn.Module
@@ -122,7 +124,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #eb66ec23
+# %% ../../nbs/trainer/11_loop.ipynb #7c0265e0
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -149,6 +151,7 @@ def _build(self:Trainer, batch):
         elif self.schedule is not None: rate.append(self._set_lr(schedule_for(self.schedule)))
     make = partial(make_step, model=self.module, optimizer=self.optimizer,
         scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
+    if self.micro: make = in_parts(make, self.micro, self.accumulate)
     return build(self.modes, self, make, forward, before, rate, after)
 
 # %% ../../nbs/trainer/11_loop.ipynb #04b5583d
@@ -173,7 +176,7 @@ def _open(self:Trainer):
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #b70e586c
+# %% ../../nbs/trainer/11_loop.ipynb #3f046528
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -194,7 +197,9 @@ def _steps(self:Trainer) -> bool:
             for hook in before_step: hook(self)
         except SkipStep: self.at += self.accumulate; continue
         try: self.values = step(self.batch)
-        except Exception as e: note_batch(e, self); raise
+        except Exception as e: # out of memory?
+            if not self._can_recover(e): note_batch(e, self); raise
+            fast = self._recover(e)
         step = fast
         self.step += 1
         self.at += self.accumulate
@@ -235,7 +240,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #d1347e87
+# %% ../../nbs/trainer/11_loop.ipynb #72f4909c
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -253,6 +258,12 @@ def _bind(self:Trainer, ctx):
     own = [self.recorder] + ([self.measured] if self.measured.objects else [])
     theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name not in ('before_fit','after_fit') else hooks(self.callbacks,name)
     self._hooks = {n: hooks(own,n) + theirs(n) + hooks(inner,n) for n in hook_names}
+
+@patch
+def _all_saw(self:Trainer, who, hook) -> bool:
+    "Whether nobody who keeps a state has missed this step because `who` failed before."
+    later = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
+    return not any(hasattr(c,'state_dict') for c in later[later.index(who)+1:]) if who in later else hook!='after_step'
 
 @patch
 def _end(self:Trainer, number):
@@ -292,6 +303,7 @@ def fit(self:Trainer,
     self._began = clock.monotonic()-self._fit['spent']
     self._bind(ctx)
     self._begin(going_on)
+    failed = None
     with self._signals(ctx.stop):
         try:
             if going_on: self._say_resumed()
@@ -300,24 +312,27 @@ def fit(self:Trainer,
             self._settle(last=True)
             if self._interrupted: raise KeyboardInterrupt
         except StopTraining as e:
-            self.stopped = str(e)
+            failed,self.stopped = e,str(e)
             try: self.recorder.close(self.device)
             except StopTraining: pass # the run repeats what we know
             if self._saving and self.step>before and (self._whole or self.step>self._began_at): self._save_now(judge=False)
             self._settle(last=True)
             if ctx.stop.reason is not None or self._stop.reason is not None: raise self._leaving(e)
         except BaseException as e:
-            self.stopped = f'{type(e).__name__}: {e}'
+            failed,self.stopped = e,f'{type(e).__name__}: {e}'
             if 'device-side assert' in self.stopped: note_batch(e, self)
+            who,hook = culprit(e, self.callbacks)
+            if who: e.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
             try:
                 if self.parallel.world_size==1: self.recorder.close(self.device) # other ranks are elsewhere
-                if isinstance(e, KeyboardInterrupt): self._save_interrupted()
+                if isinstance(e, KeyboardInterrupt) or who and isinstance(e, Exception) and not isinstance(e, NonFiniteLoss) and self._all_saw(who, hook): self._save_interrupted()
                 self._settle(last=True)
             except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
             raise
         finally:
             self.batch = None
-            self.call('after_fit')
+            try: farewell(self._hooks['after_fit'], self, failed)
+            finally: failed = None # it holds this frame
     self._end(number)
     self._say_waiting()
     self._leave()

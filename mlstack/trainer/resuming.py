@@ -22,7 +22,7 @@ from .step import TrainerError
 from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #c9558229
+# %% ../../nbs/trainer/08_resuming.ipynb #a209bd6b
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -48,7 +48,7 @@ def _state(self:Resuming) -> dict:
     if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng, place=place)}
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(),
+    return dict(model=self.model.state_dict(), training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
         precision=self.precision, chosen=chosen(self), optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
 
@@ -131,7 +131,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #64f03386
+# %% ../../nbs/trainer/08_resuming.ipynb #1daef059
 def _load_model(model, state, path):
     said = misfit(model, state)
     try: model.load_state_dict(state)
@@ -210,6 +210,7 @@ def _take(self:Resuming, path, parts):
     self.measured.load_state_dict(s.get('measured',{}))
     self._load_callbacks(s['callbacks'], path)
     r = self.parallel.rank
+    self.micro = s.get('micro') # what was too much then is not tried again
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
     self._place_read = (s if r==0 else parts.get(f'rank-{r}',{})).get('place')
     if self._rng is None: seed_all(key_of(self.seed, self.step), r) # a rank that was not there then
