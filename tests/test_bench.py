@@ -1,6 +1,7 @@
 "The harness of `make bench`: what it writes, when it writes, and that the page draws what was written."
-import json, re
-import pytest
+import importlib.util, json, re
+import pytest, torch
+import torch.nn.functional as F
 from tests import house
 from tests.bench import cases, harness
 
@@ -37,6 +38,56 @@ def test_a_row_that_fails_leaves_the_old_result(sandbox, capsys):
 
 @pytest.mark.parametrize('xs, q, want', [([3, 1, 2], .5, 2), ([1, 2, 3, 4], .5, 2.5), ([1, 2, 3, 4, 5], .25, 2), ([5], .75, 5)])
 def test_quantile(xs, q, want): assert harness.quantile(xs, q) == want
+
+def test_rows_are_compared_with_their_base_in_the_same_turn():
+    case = harness.Case('x', 'X', 'how', {}, {}, base=lambda label: label[0], beyond=dict(more='t'), over=dict(ratio='t'), agree=('loss', .01))
+    answers = dict(a=[dict(t=2, loss=1), dict(t=4, loss=1)], ab=[dict(t=3, loss=1.001), dict(t=8, loss=1)], ac=[dict(loss=1.1), dict(loss=1)], b=[dict(t=1, loss=3)]*2)
+    failed = {}
+    harness.compare(case, answers, failed)
+    assert [(o['more'], o['ratio']) for o in answers['ab']] == [(1, 1.5), (4, 2)] and 'more' not in answers['ac'][0]
+    assert list(failed) == ['ac'] and '1.1' in failed['ac']
+
+def test_without_a_gpu_the_table_says_so_and_an_older_one_stays(sandbox, monkeypatch):
+    case, folder = sandbox
+    monkeypatch.setattr(harness, 'has_gpu', lambda: False)
+    case = case()
+    case.gpu = True
+    assert harness.run_case(case) and not (folder/'log').exists()
+    path = folder/'results'/'x.json'
+    res = json.loads(path.read_text())
+    assert res['note'] == 'not measured: no GPU' and res['rows'].keys() == {'a', 'b'}
+    path.write_text(json.dumps(dict(rows=dict(a=dict(figures=dict(n=1))))))
+    before = path.read_text()
+    assert harness.run_case(case) and path.read_text() == before
+
+def script(name, *args):
+    r = house.run(harness.sys.executable, harness.Path(harness.__file__).parent/'measure'/name, *args, env=house.environment(MLSTACK_PROGRESS='0'))
+    assert r.returncode == 0, r.stdout
+    return json.loads(r.stdout.splitlines()[-1])
+
+@pytest.mark.parametrize('case', ['mlp', 'gpt'])
+def test_the_gpu_rows_up_to_the_device_call(case):
+    "Small and on the CPU: the loop by hand and ours give the same losses from the same batches."
+    by_hand, ours = script('gpu.py', case, 'raw', '--tiny', '--device', 'cpu'), script('gpu.py', case, 'mlstack', '--tiny', '--device', 'cpu')
+    assert by_hand['loss'] == pytest.approx(ours['loss'], rel=1e-3) and {'speed', 'ms'} <= ours.keys()  # by hand in bf16
+
+def test_the_gpu_rows_with_pictures():
+    "Each row crops and mirrors in its own way, so their losses are near but not equal."
+    by_hand, ours = (script('gpu.py', 'resnet', who, '--tiny', '--device', 'cpu')['loss'] for who in ('raw', 'mlstack'))
+    assert by_hand == pytest.approx(ours, rel=.1)
+
+def test_a_batch_is_cropped_and_mirrored_as_its_items_are():
+    "The one gather on the device gives, of each picture, one of the 162 that cropping and mirroring by hand can give."
+    spec = importlib.util.spec_from_file_location('pictures', harness.Path(harness.__file__).parent/'measure'/'pictures.py')
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    torch.manual_seed(0)
+    x, y = torch.randint(0, 255, (6, 32, 32, 3)).to(torch.uint8), torch.arange(6)
+    by_hand = [{pictures.normalised((turned[None], y))[0].contiguous().numpy().tobytes() for a in range(9) for b in range(9) for turned in (p[a:a+32, b:b+32], p[a:a+32, b:b+32].flip(1))} for p in F.pad(x, (0, 0, 4, 4, 4, 4))]
+    items = pictures.Pictures(x, y)
+    for _ in range(3):
+        out, _ = pictures.normalised(pictures.crop_and_mirror((x, y)))
+        for i in range(6): assert out[i].contiguous().numpy().tobytes() in by_hand[i] and items[i][0].contiguous().numpy().tobytes() in by_hand[i]
 
 def test_an_unknown_case_names_the_known():
     r = house.run(harness.sys.executable, '-m', 'tests.bench', 'speed')

@@ -15,7 +15,7 @@ import torch
 from .callbacks import hooks
 from .checkpoints import random_state, set_random_state
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #9647779d
+# %% ../../nbs/trainer/02b_graphs.ipynb #55f4d1cd
 def signature(batch):
     "What a compiled step or a graph depends on: structure, shapes, types, and plain values."
     if isinstance(batch, torch.Tensor): return batch.shape,batch.dtype
@@ -37,7 +37,7 @@ def parts_of(t, batch):
 
 most_shapes = 4 # that are compiled or recorded
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #ff5aa799
+# %% ../../nbs/trainer/02b_graphs.ipynb #dd764838
 class CudaGraph:
     "Warm up, record, replay."
     kind = 'cuda'
@@ -82,7 +82,7 @@ class Recorded:
         self.graph.replay()
         return self.ring.read(keep)
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #c3263aae
+# %% ../../nbs/trainer/02b_graphs.ipynb #2968874d
 _small = 50_000_000 # parameters up to which launching can be what costs
 
 def _fixed(optimizer) -> str:
@@ -140,7 +140,7 @@ def plain_optimizer(t):
         if g.get('capturable') and not asked.get('capturable'): g['capturable'] = False
         if isinstance(g['lr'], torch.Tensor) and not isinstance(asked.get('lr'), torch.Tensor): g['lr'] = float(g['lr'])
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #6ed1f28f
+# %% ../../nbs/trainer/02b_graphs.ipynb #c9a2c011
 def said_by(error) -> str:
     "The first line of an error; of the one inside, where the compiler has wrapped it."
     error = getattr(error,'inner_exception',None) or error
@@ -173,7 +173,7 @@ def unlike(before, after, expected, got) -> str:
         if e.is_floating_point(): moved,apart = moved+(e-was).float().square().sum(),apart+(x.detach()-e).float().square().sum()
     return '' if float(apart)<=.05**2*float(moved)+1e-12 else 'a replay gave other weights than the eager step'
 
-# %% ../../nbs/trainer/02b_graphs.ipynb #b7f39427
+# %% ../../nbs/trainer/02b_graphs.ipynb #78e753d5
 def _options(optimizer): return [(k,v) for g in optimizer.param_groups for k,v in g.items() if k not in ('params','lr','initial_lr') and not isinstance(v,torch.Tensor)]
 
 def baked(t):

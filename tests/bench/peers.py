@@ -15,8 +15,11 @@ peers = dict(
     tensorboard=(['tensorboard==2.21.0'], True),
     trackio=(['trackio==0.43.0'], False),
     tables=(['pyarrow==26.0.1', 'openpyxl==3.1.5', 'numpy', 'pandas'], False),  # of the tests: Parquet and spreadsheets
-    lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
-    accelerate=(['accelerate==1.15.0'], True),
+    lightning=(['pytorch-lightning==2.6.6', 'torchdata==0.11.0'], True),  # never the package `lightning`; Fabric comes with it
+    accelerate=(['accelerate==1.15.0', 'torchdata==0.11.0'], True),
+    hf=(['transformers==5.17.0', 'accelerate==1.15.0'], True),
+    fastai=(['fastai==2.8.12', 'torchvision==0.28.0'], True),  # the torchvision of this torch
+    ignite=(['pytorch-ignite==0.5.5', 'tqdm'], True),
     # not measured: what logs to W&B by itself, for tests/test_dropin.py, and what the trainer takes, for tests/test_interop.py
     libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil',
         'datasets==5.2.0', 'torchdata==0.11.0', 'torchmetrics==1.9.0', 'fastcore==2.2.39'], True),
@@ -36,9 +39,9 @@ def _make(name, lines, torch_from=None):
     print(f'bench: installing {", ".join(lines)} into {env}', file=sys.stderr, flush=True)
     shutil.rmtree(env, ignore_errors=True)
     subprocess.run([sys.executable, '-m', 'venv', str(env)], check=True)
-    # torch is 800 MB: peers see one copy of it through a .pth file, which pip counts as installed
+    # torch is 800 MB: peers see one copy of it through a .pth file, which pip counts as installed; its version is named, or pip would bring a newer one with all of CUDA
     if torch_from: (_site(env)/'torch.pth').write_text(f'{_site(torch_from)}\n')
-    r = subprocess.run([_python(env), '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *lines], capture_output=True, text=True)
+    r = subprocess.run([_python(env), '-m', 'pip', 'install', '-q', '--disable-pip-version-check', *lines, *([torch_line] if torch_from else [])], capture_output=True, text=True)
     if r.returncode: raise RuntimeError(f'{name} could not be installed: {r.stderr.strip()[-400:]}')
     (env/'ready').touch()
     return env

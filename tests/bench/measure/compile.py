@@ -1,44 +1,36 @@
-"compile.py HOW: CPU seconds to the first step of a 12-block GPT (width 64), for one of eager, blocks, whole; in a cold process with an empty cache of the compiler."
-import json, os, sys, tempfile
+"compile.py HOW: CPU seconds of this process and its children to the second step of a small GPT, for one of eager, whole, blocks (torch alone), mlstack (by block), mlstack_whole."
+import json, os, resource, sys, tempfile, time, warnings
 how = sys.argv[1]
-os.environ.update(TORCHINDUCTOR_CACHE_DIR=tempfile.mkdtemp(), MLSTACK_PROGRESS='no')
-os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')  # so that the process's own time is all of it, but for the C++ compiler's, which are its children
-import torch, torch.nn as nn, torch.nn.functional as F
-from mlstack.trainer import Data, Trainer
+folder = tempfile.TemporaryDirectory()
+os.environ.update(TORCHINDUCTOR_CACHE_DIR=folder.name, TORCHINDUCTOR_COMPILE_THREADS='1', TRITON_CACHE_DIR=folder.name)
+warnings.filterwarnings('ignore')
+import torch
+from gpt import GPT, next_token
+
+def spent(): return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 torch.set_num_threads(1)
-
-class Block(nn.Module):
-    def __init__(self, width, heads=4):
-        super().__init__()
-        self.heads, self.n1, self.n2 = heads, nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3*width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4*width), nn.Linear(4*width, width)
-    def forward(self, x):
-        b, t, d = x.shape
-        q, k, v = self.qkv(self.n1(x)).view(b, t, 3, self.heads, d//self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(b, t, d))
-        return x + self.down(F.gelu(self.up(self.n2(x))))
-
-class GPT(nn.Module):
-    def __init__(self, depth=12, width=64, words=256, length=64):
-        super().__init__()
-        torch.manual_seed(0)
-        self.tokens, self.places = nn.Embedding(words, width), nn.Embedding(length, width)
-        self.blocks, self.norm, self.head = nn.ModuleList(Block(width) for _ in range(depth)), nn.LayerNorm(width), nn.Linear(width, words, bias=False)
-    def forward(self, x):
-        x = self.tokens(x) + self.places(torch.arange(x.shape[1], device=x.device))
-        for block in self.blocks: x = block(x)
-        return self.head(self.norm(x)).flatten(0, 1)
-
-def cpu(): return sum(os.times()[:4])  # with children: g++
-
-words = torch.randint(0, 256, (64, 65), generator=torch.Generator().manual_seed(0))
-t = Trainer(GPT(), Data.from_tensors((words[:, :-1], words[:, 1:]), batch_size=8), lambda out, y: F.cross_entropy(out, y.flatten()), compile=False if how == 'eager' else how)
-start = cpu()
-t.fit(steps=1)
-first, graphs = cpu() - start, getattr(t.modes, 'graphs', 0)
-start = cpu()
-t.fit(steps=20)
-assert t.mode == ('eager' if how == 'eager' else 'compiled'), t.explain()
-print(json.dumps(dict(first=first, step=1e3*(cpu() - start)/20, graphs=graphs, loss=t.history.steps()[1][0])))
+torch.manual_seed(0)
+ids = torch.randint(0, 256, (4, 65))
+batch, steps = (ids[:, :-1], ids[:, 1:]), 2
+from torch._dynamo.utils import counters  # what every optimizer imports is in no row
+if how.startswith('mlstack'): from mlstack.trainer import Trainer
+began, cpu = time.perf_counter(), spent()
+model = GPT(256, 64, 12, 4, 64)
+if how.startswith('mlstack'):
+    t = Trainer(model, [batch]*steps, loss=next_token, lr=1e-3, compile='whole' if how.endswith('whole') else 'blocks', seed=0)
+    t.fit(steps=steps)
+    losses = t.history.steps()[1]
+else:
+    opt, losses = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True), []
+    if how == 'whole': model.compile()
+    if how == 'blocks':
+        for b in model.blocks: b.compile()
+    for _ in range(steps):
+        loss = next_token(model(batch[0]), batch[1])
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+print(json.dumps(dict(cpu=spent() - cpu, wall=time.perf_counter() - began, graphs=counters['stats']['unique_graphs'], loss=losses[-1])))
+folder.cleanup()
