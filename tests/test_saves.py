@@ -336,15 +336,12 @@ def test_a_full_disk_does_not_end_a_training_that_a_checkpoint_protects(tmp_path
 # Threads
 
 def test_threads_are_taken_again_where_nobody_set_them(tmp_path, monkeypatch):
-    from mlstack.trainer import resuming
+    for name in ('OMP_NUM_THREADS','MKL_NUM_THREADS'): monkeypatch.delenv(name, raising=False)
     job().fit(epochs=1, save=tmp_path)
-    monkeypatch.setattr(resuming, '_nobody_set_threads', lambda: True)
     torch.set_num_threads(2)
     t = job().load(tmp_path)
-    assert torch.get_num_threads()==1 and 'bit for bit' in t._why['resume'] and '1 thread, as in the checkpoint' in str(t.explain())
-    monkeypatch.setattr(resuming, '_nobody_set_threads', lambda: False)
-    torch.set_num_threads(2)
-    assert 'threads 1 then, 2 now' in job().load(tmp_path)._why['resume'] and torch.get_num_threads()==2
+    assert torch.get_num_threads()==1 and 'bit for bit' in t._why['resume'] and 'as in the checkpoint' in str(t.explain())
+    assert 'threads 1 then, 2 now' in job(threads=2).load(tmp_path)._why['resume'] and torch.get_num_threads()==2
 
 
 # Signals
@@ -381,6 +378,7 @@ def test_a_signal_during_a_save(tmp_path, monkeypatch):
 
 script = '''
 import sys, time, torch, torch.nn.functional as F
+from torch.utils.data import DataLoader, TensorDataset
 from mlstack.trainer import Callback, Data, Trainer
 class Long(Callback):
     def before_update(self, t):
@@ -389,7 +387,9 @@ class Long(Callback):
             time.sleep(3)
 torch.manual_seed(0)
 x = torch.randn(64,4)
-t = Trainer(torch.nn.Linear(4,1), Data.from_tensors((x,x[:,:1]), batch_size=8), F.mse_loss, callbacks=[Long()]).fit(epochs=2, save=sys.argv[1], resume=True)
+pairs = (x,x[:,:1])
+data = Data.from_tensors(pairs, batch_size=8) if 'workers' not in sys.argv else Data(DataLoader(TensorDataset(*pairs), batch_size=8, num_workers=2))
+t = Trainer(torch.nn.Linear(4,1), data, F.mse_loss, callbacks=[Long()]).fit(epochs=2, save=sys.argv[1], resume=True)
 print('done', t.step)
 '''
 
@@ -419,7 +419,41 @@ def test_a_job_script_hands_a_signal_on_and_learns_what_to_do(tmp_path):
     assert p.wait()==0 and 'going on from saves/step-000000003' in out and 'done 16' in out and 'requeue' not in out
 
 
+def test_a_signal_to_the_whole_group_finds_the_loaders_workers_patient(tmp_path):
+    "As scancel sends it: without that the workers die first, and the fit with them, unsaved."
+    import subprocess
+    (tmp_path/'train.py').write_text(script)
+    p = subprocess.Popen([sys.executable, '-u', tmp_path/'train.py', tmp_path/'saves', 'long', 'workers'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=house.environment(), start_new_session=True)
+    for line in p.stdout:
+        if 'in a long step' in line: os.killpg(p.pid, signal.SIGTERM); break
+    out = p.stdout.read()
+    assert p.wait()==143 and 'SIGTERM: step 3 is saved; leaving with exit code 143' in out and 'Traceback' not in out, out
+    assert Checkpoints(tmp_path/'saves').steps()==[3]
+
+
 # Several ranks
+
+def test_a_checkpoint_of_one_process_goes_on_with_two(tmp_path):
+    def ten(t): raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError): Trainer(model(), Data.from_tensors(samples(192), batch_size=8), F.cross_entropy, callbacks=[At('after_step',11,ten)]).fit(epochs=2, save=Checkpoints(tmp_path/'saves', every=10))
+    runs = [workers.run(_two_of_one, tmp_path/f'{i}', tmp_path/'saves', nprocs=2, timeout=60) for i in range(2)]
+    (a,b),(c,d) = runs
+    assert a==c and b==d and a[0]==b[0]==10+7+12 and a[2]==b[2] and 'world_size 1 then, 2 now' in a[1]
+
+
+def _two_of_one(file, saves):
+    import gc
+    from tests.test_trainer import Gloo
+    os.environ['MLSTACK_PROGRESS'] = 'no'
+    p = Gloo().start(file)
+    warnings.simplefilter('ignore')
+    t = Trainer(model(), Data.from_tensors(samples(192), batch_size=8), F.cross_entropy, parallel=p).fit(epochs=2, resume=saves)
+    out = t.step, t._why['resume'], [w.tolist() for n,w in t.model.state_dict().items() if n.endswith(('weight','bias'))]
+    del t.module, t
+    gc.collect()
+    p.dist.destroy_process_group()
+    return out
+
 
 def test_a_batch_left_out_on_one_rank_is_an_error(tmp_path):
     with pytest.raises(workers.WorkerError, match='rank 1 left out a batch that other ranks may train on.*everywhere = True'): workers.run(_skipping, tmp_path/'rendezvous', False, nprocs=2, timeout=60)
@@ -472,8 +506,8 @@ def _signalled_rank(file, folder, rank):
 # Kills
 
 def test_killed_at_random_moments_and_resumed_bit_for_bit():
-    rows = ['dropout','accumulation'] + (['augmentation; 2 workers'] if find_spec('mlstack.trainer.reading') else ['augmentation'])
-    done = house.run(sys.executable, 'tests/bench/measure/resume.py', '--kills', house.moments(6), '--rows', ','.join(rows), env=house.environment())
+    rows = 'dropout,accumulation,augmentation; 2 workers'
+    done = house.run(sys.executable, 'tests/bench/measure/resume.py', '--kills', house.moments(6), '--rows', rows, env=house.environment())
     out = json.loads(done.stdout.splitlines()[-1])
     assert out['total']>=6 and out['equal']==out['total'], out
 

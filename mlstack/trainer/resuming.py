@@ -7,8 +7,8 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #1b2214ca
-import math, os, time as clock, warnings
+# %% ../../nbs/trainer/08_resuming.ipynb #13b927fd
+import math, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -131,7 +131,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #10efb5bc
+# %% ../../nbs/trainer/08_resuming.ipynb #1daef059
 def _load_model(model, state, path):
     said = misfit(model, state)
     try: model.load_state_dict(state)
@@ -188,20 +188,6 @@ def _load_callbacks(self:Resuming, saved, path):
         except (KeyError,TypeError,ValueError,AttributeError) as e: raise CheckpointError(f'{name} does not take the state it had in the checkpoint: {type(e).__name__}: {e}', str(path), 'use the version of it that was saved, or leave it out') from e
     self._differs += [f'{name} of the checkpoint is not used now' for name,_ in left]
 
-def _nobody_set_threads():
-    "Whether torch computes with the number of threads it takes by itself."
-    import psutil
-    own = {len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count(), psutil.cpu_count(logical=False)}
-    return torch.get_num_threads() in own and not any(v in os.environ for v in ('OMP_NUM_THREADS','MKL_NUM_THREADS'))
-
-@patch
-def _take_threads(self:Resuming, then):
-    "As many threads as then, where they are there and nobody asked for others: sums of floats depend on how they were shared out."
-    from mlstack.hardware import cpus
-    if not then or then==torch.get_num_threads() or then>cpus() or not _nobody_set_threads(): return
-    torch.set_num_threads(then)
-    self._why['threads'] = f'{then} thread{"s"*(then>1)}, as in the checkpoint'
-
 _needed = 'rng step epoch at fit seed stopped precision optimizer scheduler scaler history recorder callbacks'.split()
 
 @patch
@@ -229,7 +215,6 @@ def _take(self:Resuming, path, parts):
     self._place_read = (s if r==0 else parts.get(f'rank-{r}',{})).get('place')
     if self._rng is None: seed_all(key_of(self.seed, self.step), r) # a rank that was not there then
     self._seeded = True
-    self._take_threads(note.get('threads'))
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('mlstack','torch','device','chip','world_size','threads') if k in note and note[k]!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else []) + cannot
     self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' if not other else f': within tolerance ({"; ".join(other)})')

@@ -7,11 +7,12 @@ A training ends when it has had its epochs, steps or time; when a callback says 
 # %% auto #0
 __all__ = ['Stopping', 'seconds', 'Preempted']
 
-# %% ../../nbs/trainer/09_stopping.ipynb #bd37d5f5
+# %% ../../nbs/trainer/09_stopping.ipynb #36d5c72d
 import math, os, signal, threading, time as clock
 from contextlib import contextmanager
 import torch
 from fastcore.basics import patch
+from torch.utils.data import DataLoader
 from ..core import StopTraining, settings
 from .callbacks import Callback, SkipStep, StopEpoch
 from .step import TrainerError
@@ -106,12 +107,25 @@ class _Saver(Callback):
         if not t.step%self.every: t._save_now()
         elif t._saving.error is not None: t._settle() # the thread could not write
 
-# %% ../../nbs/trainer/09_stopping.ipynb #03bc6d8a
+# %% ../../nbs/trainer/09_stopping.ipynb #d0308bfb
 class Preempted(StopTraining, SystemExit):
     "A signal asked this process to leave, and its training is saved; where nobody catches it the process leaves with 128 + the signal's number."
     def __init__(self, said, number=signal.SIGTERM):
         super().__init__(said)
         self.code = 128+number
+
+class _Patient:
+    "A loader's worker that a signal to the whole group finds deaf for a minute: the training ends its step first."
+    def __init__(self, init): self.init = init
+    def __call__(self, number):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+        if hasattr(signal,'SIGUSR1'): signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if self.init is not None: self.init(number)
+
+def _loaders(data):
+    "The DataLoaders with workers behind the sources of a Data."
+    found = (getattr(src,name,None) for src in (data.train,data.valid) for name in ('loader','iterable'))
+    return list({id(o): o for o in found if isinstance(o,DataLoader) and o.num_workers}.values())
 
 @patch
 @contextmanager
@@ -127,13 +141,16 @@ def _signals(self:Stopping, stop):
     def interrupt(*_):
         if self._interrupted: raise KeyboardInterrupt
         self._interrupted = True
-        if loud: os.write(2, b'\nstopping after this step; Ctrl-C again stops at once\n') # print may not be called in a handler
+        if loud and os.getpid()==pid: os.write(2, b'\nstopping after this step; Ctrl-C again stops at once\n') # print may not be called in a handler
     ours = [(n, signal.SIG_DFL, terminate) for n in (signal.SIGTERM, getattr(signal,'SIGUSR1',None)) if n]
     if self._saving and self.parallel.world_size==1: ours.append((signal.SIGINT, signal.default_int_handler, interrupt))
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n,do) for n,default,do in ours if main and signal.getsignal(n)==default}
+    loaders = [(o,o.worker_init_fn) for o in _loaders(self.data)] if signal.SIGTERM in before else []
+    for o,init in loaders: o.worker_init_fn = _Patient(init)
     try: yield
     finally:
+        for o,init in loaders: o.worker_init_fn = init
         for n,handler in before.items(): signal.signal(n, handler)
 
 @patch

@@ -51,7 +51,7 @@ def killed_at(row, folder, moment, delay):
                 time.sleep(delay)
                 os.kill(task.pid, signal.SIGKILL)
                 moment = None
-        return task.result() if task.state == 'done' else None
+        return None if task.state == 'died' else task.result()
 
 def trial(row, straight, rng):
     "Two kills within one epoch, then to the end; how many kills there were, and whether all came out equal."
