@@ -44,7 +44,7 @@ venv:
 
 # The lock, from pyproject.toml. torch is one line of its own (requirements/torch.txt), so no line of torch's own wheels is kept.
 lock: venv
-	@$(BIN)/pip-compile --quiet --extra demo --extra dev --no-emit-index-url --no-emit-find-links --allow-unsafe --strip-extras \
+	@$(BIN)/pip-compile --quiet --extra demo --extra dev --extra onnx --no-emit-index-url --no-emit-find-links --allow-unsafe --strip-extras \
 	  --no-header --annotation-style line --constraint requirements/torch.txt $(LOCK_ARGS) --output-file requirements/dev.txt pyproject.toml
 	@sed -i.bak -E '/^(torch|triton|pytorch-triton.*|cuda-.*|nvidia-[a-z]+[a-z0-9-]*(-cu[0-9]+)?)==/{/^nvidia-ml-py==/!d}' requirements/dev.txt && rm requirements/dev.txt.bak
 

@@ -7,7 +7,7 @@ from mlstack import hardware
 from mlstack.core import MlstackError
 from mlstack.hardware.devices import Precision, generations, precision_for
 
-wants = 'fp32','tf32','bf16','fp16'
+wants = 'fp32','tf32','bf16','fp16','fp8'
 
 
 @pytest.mark.parametrize('capability', [*generations, (1,0), (6,2), (8,8), (15,0)])
@@ -18,7 +18,7 @@ def test_every_card_gets_a_precision_it_can_compute(capability):
     assert precision_for('cuda', capability, str(best)) == best
     for want in wants:
         try: got = precision_for('cuda', capability, want)
-        except MlstackError as e: assert want in ('tf32','bf16') and capability < (8,0) or want == 'fp16' and capability < (5,3), e
+        except MlstackError as e: assert capability < dict(tf32=(8,0), bf16=(8,0), fp16=(5,3), fp8=(8,9))[want], e
         else: assert got == want # never another one in silence
 
 
@@ -27,10 +27,16 @@ def test_dtypes_are_torch_dtypes():
     for want in wants: assert isinstance(getattr(torch, Precision(want).dtype), torch.dtype)
 
 
-@pytest.mark.parametrize('want', ['half', '', 16, 'BF16', 'fp8', 'bfloat16'])
+@pytest.mark.parametrize('want', ['half', '', 16, 'BF16', 'fp4', 'bfloat16'])
 def test_unknown_precisions_are_refused(want):
     for kind,capability in (('cpu',None), ('mps',None), ('rocm',None), ('cuda',(9,0))):
         with pytest.raises(ValueError, match='allowed|Allowed'): precision_for(kind, capability, want)
+
+
+def test_fp8_is_for_the_chips_that_have_it():
+    for kind,capability in (('cpu',None), ('mps',None), ('rocm',None), ('cuda',(8,0))):
+        with pytest.raises(ValueError, match='fp8'): precision_for(kind, capability, 'fp8')
+    assert all(precision_for('cuda', c) != 'fp8' for c in generations)
 
 
 def test_a_precision_travels():

@@ -71,7 +71,7 @@ class Later:
         "What became of rows that nobody was told about."
         return f'{self.lost} row{"s" if self.lost>1 else ""} could not be stored: {self.error}' if self.error is not None else ''
 
-# %% ../../nbs/tracking/02_recorder.ipynb #13d91f72
+# %% ../../nbs/tracking/02_recorder.ipynb #09ce03ff
 class Run:
     "The record of one execution. `init` makes one; see there."
     _followers,copying,_defined,_before,_preempting,resumed,starting_step = (),None,{},{},False,False,0
@@ -514,7 +514,7 @@ def _forget(run):
     before = _published.pop(run.id, None)
     if before is not None and core._process is not None and core._process.run==run.id: set_process_context(before)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #8513163f
+# %% ../../nbs/tracking/02_recorder.ipynb #409dffcc
 _exit,_exited = [],[] # the exit that ours stands before; the exit of this process and when it was called
 
 def _watch_exit():
@@ -533,13 +533,18 @@ def _exit_of(run):
     times = [o[0] for writer in run._writers for o in writer.last().values()]
     return _exited[0] if max(times, default=0)<=_exited[1] else None
 
+def _asked_to_leave():
+    "A process that a signal has asked to stop, and that left without an error anybody saw."
+    reason = core.context().stop.reason
+    return StopTraining(f'preempted by {reason}' if reason.startswith('SIG') else reason) if reason else None
+
 def _at_exit():
     "Finish what is open: failed if the program died of an exception or with an exit code. A notebook's last error is not its end."
     notebook = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)() is not None
     last = None if notebook else getattr(sys,'last_value',None)
     for run in reversed(list(_open.values())):
         try:
-            died = last if last is not None or notebook else _exit_of(run)
+            died = last if last is not None or notebook else _exit_of(run) or _asked_to_leave()
             run.finish(**(_how_it_ended(type(died), died) if died is not None else {}))
         except Exception as e: print(f'mlstack: the end of run {run.id} was not recorded: {e}', file=sys.stderr)
 

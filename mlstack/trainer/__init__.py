@@ -10,16 +10,18 @@ __all__ = []
 # %% ../../nbs/trainer/00_trainer.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/trainer/00_trainer.ipynb #5b8ca3db
+# %% ../../nbs/trainer/00_trainer.ipynb #2a36776c
 _loop = 'Trainer',
 _data = 'Data','DataError'
 _step = 'Single','StepError','TrainerError'
 _saved = 'Checkpoints','CheckpointError'
+_export = 'ExportError',
+_leave = 'Preempted',
 _mean = 'EMA','SWA'
 _change = 'Mixup','Throughput','Histograms'
 _guard = 'Rollback','Located','locate','replay'
 _rates = 'layer_decay',
 _hooks = 'Callback','EarlyStopping','Progress','Recorder','History','StopEpoch','SkipStep','CallbackError','NonFiniteLoss'
-_names = dict(StopTraining='mlstack.core') | {name:room for names,room in ((_loop,'.loop'),(_data,'.data'),(_step,'.step'),(_saved,'.checkpoints'),(_hooks,'.callbacks'),(_mean,'.averaging'),(_guard,'.guarding'),(_rates,'.optimizers'),(_change,'.transforming')) for name in names}
+_names = dict(StopTraining='mlstack.core') | {name:room for names,room in ((_loop,'.loop'),(_data,'.data'),(_step,'.step'),(_saved,'.checkpoints'),(_export,'.exporting'),(_leave,'.stopping'),(_hooks,'.callbacks'),(_mean,'.averaging'),(_guard,'.guarding'),(_rates,'.optimizers'),(_change,'.transforming')) for name in names}
 __all__ = list(_names)
 __getattr__,__dir__ = lazy(__name__, _names)

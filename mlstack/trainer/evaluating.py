@@ -7,7 +7,7 @@ A result on validation data is what a model is chosen by, so it may not depend o
 # %% auto #0
 __all__ = ['Evaluating', 'columns_of', 'spans_of', 'missing']
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #e859196d
+# %% ../../nbs/trainer/07_evaluating.ipynb #66319314
 import copy, os, shutil
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
@@ -21,16 +21,18 @@ from fastcore.basics import patch
 from ..core import StopTraining
 from .data import Data, DataError, Tensors, as_tensor, source
 from .metrics import check_ranks, results, stateful, warn_of
+from .batch import by_name, whole
 from .step import TrainerError, check_values, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #abeae396
+# %% ../../nbs/trainer/07_evaluating.ipynb #23bf91d6
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
 @patch
 def _forward(self:Evaluating, batch, metrics, updates=()):
     own = None if self.opt is None and not self.model.training else self.step_function # it may update, so it is not for validation
-    return in_precision(forward_for(batch, self.loss, metrics, own, updates), self.device, self.precision)
+    held = self.data.train if self.data is not None and self.model.training else None
+    return in_precision(forward_for(batch, self._training_loss(), metrics, own, updates, held), self.device, self.precision)
 
 def _numbers(values, names, device):
     kind = torch.float32 if device.type=='mps' else torch.float64
@@ -111,12 +113,12 @@ def _validation_source(self:Evaluating, data):
     if isinstance(data, Data): data = data.valid or data.train
     return self.data.valid if data is None else source(data)
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #13fdd90d
+# %% ../../nbs/trainer/07_evaluating.ipynb #8c777119
 @patch
 def _inputs(self:Evaluating, batch):
     "What the model takes of a batch, as (positional, named): all but the target, where there is a loss that wants it."
     if self.loss is not None or self.step_function is not None: return split_target(batch)[:2]
-    return (tuple(batch),{}) if isinstance(batch,(tuple,list)) else ((),batch) if isinstance(batch,dict) else ((batch,),{})
+    return whole(batch)
 
 def _as_tensors(data):
     "Arrays as tensors, as Data.from_tensors has them."
@@ -131,7 +133,7 @@ def _to_predict(self:Evaluating, data):
         size = getattr(self.data and self.data.train,'batch_size',256)
         return (((b,),{}) for b in data.split(size))
     if isinstance(data, Data): data = data.valid or data.train
-    return map(self._inputs, [data] if isinstance(data,(tuple,dict)) else source(data).valid(self.parallel.rank, self.parallel.world_size))
+    return map(self._inputs, [data] if isinstance(data,tuple) or by_name(data) is not None else source(data).valid(self.parallel.rank, self.parallel.world_size))
 
 @patch
 @contextmanager

@@ -29,12 +29,13 @@ def is_spike(loss, before, times):
     typical = 1.4826*median(abs(v-middle) for v in before)
     return loss > middle + times*max(typical, 1e-3*abs(middle))
 
-# %% ../../nbs/trainer/13_guarding.ipynb #f2b9eb9a
+# %% ../../nbs/trainer/13_guarding.ipynb #1a5305b1
 class Spike(NonFiniteLoss):
     "The loss jumped."
 
 class Rollback(Callback):
     "At a jump of the loss go back to the last good checkpoint, and leave the batch out."
+    everywhere = True # the losses are those of all ranks, and so is what is left out
     def __init__(self,
         times:float=10.,  # how many typical distances are a jump
         window:int=64,    # losses that are compared with

@@ -17,7 +17,7 @@ from .checkpoints import random_state, set_random_state
 from .callbacks import Callback
 from .step import TrainerError, checked, describe, make_step, move, size_of
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #22b25698
+# %% ../../nbs/trainer/10_inspecting.ipynb #f69a7304
 class Sentences(list):
     "Sentences that print one a line."
     def __repr__(self): return '\n'.join(f'- {s}' for s in self)
@@ -30,11 +30,10 @@ def explain(self:Inspecting) -> Sentences:
     "What was chosen, and why."
     from mlstack.hardware import cpus
     self.setup()
-    self._why['mode'] = 'eager step: compiled steps and CUDA graphs are not built yet'
+    self._why['mode'] = self._mode_said()
     src = None if self.data is None else self.data.train
     if src is not None:
-        self._why['data'] = f'order of seed {self.seed}, ' + {'Tensors':'data held whole, batched by indexing on the device','Loader':'a DataLoader whose order is keyed',
-            'Batches':'batches in the order in which they come: resuming has to read up to its place'}.get(type(src).__name__, type(src).__name__)
+        self._why['data'] = f'order of seed {self.seed}, ' + (src.says() if hasattr(src,'says') else type(src).__name__)
     size,ranks = self._plan()['batch_size'],self.parallel.world_size
     if ranks>1 and size: self._why['batch'] = f'batch {size} x {ranks} ranks = {size*ranks} a step' if self.accumulate==1 else f'batch {size} x {ranks} ranks x {self.accumulate} = {size*ranks*self.accumulate} a step'
     if self.accumulate>1: self._why['accumulate'] = f'{self.accumulate} batches an update'
@@ -178,7 +177,7 @@ def summary(self:Inspecting,
     params = list(self.model.parameters())
     return Summary(rows, sum(p.numel() for p in params), sum(p.numel() for p in params if p.requires_grad), sum(counter.get_flop_counts().get('Global',{}).values()), size_of(batch))
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #5fb37b30
+# %% ../../nbs/trainer/10_inspecting.ipynb #8484f2b0
 class Waiting(Callback):
     "How much of a fit's time the loop stands in the line that fetches batches."
     def __init__(self,
@@ -213,7 +212,7 @@ class Waiting(Callback):
     def advice(self, src, cores):
         "A sentence, if more than a tenth of the time is spent waiting and the device is not what is waited for."
         if self.share is None or self.share<.1 or self.device>.05*self.seen: return None
-        said,loader = f'{self.share:.0%} of the time is spent waiting for data',getattr(src,'loader',None) or getattr(src,'iterable',None)
+        said,loader = f'{self.share:.0%} of the time is spent waiting for data',getattr(src,'loader',getattr(src,'iterable',None))
         now = getattr(loader,'num_workers',None)
         if now is None: return f'{said}: read ahead, for instance with a DataLoader and its workers'
         left = max(1-self.share, .05)

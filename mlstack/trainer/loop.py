@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #37cec5a4
+# %% ../../nbs/trainer/11_loop.ipynb #9b05b51b
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -16,16 +16,20 @@ from fastcore.basics import patch
 from torch import nn
 from ..core import Stop, StopTraining, context, new_id, provider, settings
 from .data import Data, DataError, Tensors
-from .step import Single, TrainerError, check_clip, checked, choose_precision, clipper, make_step, move, on_device, scaler_for
+from .batch import note_batch
+from .step import Single, TrainerError, check_clip, clipper, make_step, move, on_device
+from .modes import Modes, Stepping, build
+from .formats import check_formats
 from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
 from .callbacks import History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, culprit, farewell, hook_names, hooks
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
+from .exporting import Exporting
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
 from .inspecting import Inspecting, Waiting
-from .memory import Sparing, in_parts
+from .memory import Sparing
 from .profiling import Profiled
 
 # %% ../../nbs/trainer/11_loop.ipynb #1f9cb13a
@@ -40,8 +44,8 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #07e53454
-class Trainer(Evaluating, Resuming, Stopping, Inspecting, Sparing, Profiled):
+# %% ../../nbs/trainer/11_loop.ipynb #41c281eb
+class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Sparing, Profiled, Stepping):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
         model,                 # any nn.Module
@@ -53,18 +57,20 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting, Sparing, Profiled):
         metrics=None,          # name -> function(output, target), or torchmetrics
         accumulate:int=1,      # batches an update
         clip=None,             # largest norm of gradients, or dict(value=)
-        precision='auto',      # auto, fp32, tf32, bf16, fp16
-        compile='auto',        # auto or False
-        graph='auto',          # auto or False
+        precision='auto',      # auto, fp32, tf32, bf16, fp16, fp8
+        compile='auto',        # auto, True, False, "blocks", "whole"
+        graph='auto',          # auto, True, False
         callbacks=(),          # Callback instances
         run=None,              # anything with `.log(metrics, step=)`
         seed=0,                # of order, dropout, augmentation; None: draw one
         parallel=None,         # None, "ddp", or an object like Single
-        step=None              # step(model, batch) -> loss or dict(loss=, count=)
+        step=None,             # step(model, batch) -> loss or dict(loss=, count=)
+        channels_last='auto',  # layout of convolutions: auto, True, False
+        deterministic=False,   # the same bits in every run, also on a GPU
+        threads='auto'         # of torch; auto: what the quota allows
     ):
         if not isinstance(model, nn.Module): raise TrainerError(f'the model is a {type(model).__name__}', 'Trainer(model)', 'give an instance of torch.nn.Module')
-        for name,val in dict(compile=compile, graph=graph).items():
-            if val not in ('auto',False): raise TrainerError(f'{name}={val!r} is not built yet', 'Trainer', 'leave it at "auto", which runs eagerly for now' + ('; model.compile() before works' if name=='compile' else ''))
+        check_formats(channels_last, deterministic, threads)
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
         check_clip(clip)
         if run is not None and not callable(getattr(run,'log',None)): raise TrainerError(f'run is a {type(run).__name__}, which cannot log', 'Trainer(run=)', 'give an object with .log(metrics, step=)')
@@ -83,9 +89,10 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting, Sparing, Profiled):
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.waiting = None # measures how long a fit waits for data
         self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
+        self.modes,self.deterministic,self.wants = Modes(compile, graph),deterministic,dict(channels_last=channels_last, threads=threads)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
-        self._interrupted = self._whole = False
+        self._interrupted,self._whole,self._signalled = False,False,None
         self._fits,self._stops,self._ahead,self._cut,self._place = 0,[],None,False,(None,None) # fits that ended, and why; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
@@ -93,23 +100,20 @@ class Trainer(Evaluating, Resuming, Stopping, Inspecting, Sparing, Profiled):
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #a6eabeda
+# %% ../../nbs/trainer/11_loop.ipynb #5bf7503f
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
     if self.optimizer is not None or hasattr(self,'module'): return
     p = self.parallel
-    self.precision,reason = choose_precision(self.device, self.want)
-    self._why['precision'] = f'precision {self.precision}: {reason}' if reason else f'precision {self.precision}'
-    if self.precision=='tf32': torch.set_float32_matmul_precision('high')
     self.model.to(self.device)
+    self._ready() # precision, layout, threads
     p.broadcast(self.model)
     freeze(self.opt, self.model)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
     self._why['device'] = f'{self.device.type}, ' + (f'{p.world_size} processes ({type(p).__name__})' if p.world_size>1 else 'one process')
-    self.scaler = scaler_for(self.device, self.precision)
     self.scheduler = None
     if self.opt is None: self._why['opt'] = 'no optimizer: the step makes its own updates'; return
     if isinstance(self.opt, torch.optim.Optimizer): check_instance(self.opt, self.model, self.lr)
@@ -120,7 +124,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #8fe6de4e
+# %% ../../nbs/trainer/11_loop.ipynb #b3079724
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -128,7 +132,10 @@ def _set_lr(self:Trainer, schedule):
     def act(values):
         factor = schedule(self.done())
         for g in groups: g['lr'] = g['initial_lr']*factor
-    return act
+    def fill(values): # a rate on the device is written to where it lies
+        factor = schedule(self.done())
+        for g in groups: g['lr'].fill_(g['initial_lr']*factor)
+    return fill if all(isinstance(g['lr'],torch.Tensor) for g in groups) else act
 
 @patch
 def _build(self:Trainer, batch):
@@ -136,18 +143,17 @@ def _build(self:Trainer, batch):
     metrics,objects = self._split_metrics() if self.data.valid is None else ({},{}) # with validation data they are measured there
     forward = self._forward(batch[0] if self.accumulate>1 else batch, metrics, tuple(m.update for m in objects.values()))
     before = [lambda values, hook=hook: hook(self) for hook in self._hooks['before_update']]
-    after = []
+    rate,after = [],[] # on the host
     if self.optimizer is not None:
         if self.scaler is not None: before.insert(0, lambda values: self.scaler.unscale_(self.optimizer)) # hooks and clipping see true gradients
         if self.clip: before.append(clipper(self.optimizer, self.clip))
         if self.scheduler is not None: after.append(self.scheduler.step)
-        elif self.schedule is not None: before.append(self._set_lr(schedule_for(self.schedule)))
-    make = partial(make_step, model=self.module, optimizer=self.optimizer, before_update=tuple(before), after_update=tuple(after),
+        elif self.schedule is not None: rate.append(self._set_lr(schedule_for(self.schedule)))
+    make = partial(make_step, model=self.module, optimizer=self.optimizer,
         scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
-    if self.micro: make = in_parts(make, self.micro, self.accumulate)
-    return make(checked(forward) if self.optimizer is not None else forward), make(forward)
+    return build(self.modes, self, self._in_parts(make), forward, before, rate, after)
 
-# %% ../../nbs/trainer/11_loop.ipynb #d4d51a6b
+# %% ../../nbs/trainer/11_loop.ipynb #04b5583d
 def _grouped(batches, n):
     while group := list(islice(batches, n)): yield group
 
@@ -163,13 +169,13 @@ def _open(self:Trainer):
     self._rng = None
     first = list(islice(batches, 1))
     if not first:
-        if self.at==0: raise DataError(f'the training data gave no batch in epoch {self.epoch+1}', 'fit', 'an iterator that can be read only once is empty the second time: give a list, a DataLoader, or an object whose __iter__ starts anew')
+        if self.at==0: raise DataError(f'the training data gave no batch in epoch {self.epoch+1}', 'fit', 'an iterator that can be read only once is empty the second time: give a list, a DataLoader, or an object whose __iter__ starts anew' if self.epoch else 'check what filled it, and whether drop_last leaves out the only one')
         return iter(())
     batches = chain(first, batches)
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #e99f1de0
+# %% ../../nbs/trainer/11_loop.ipynb #66cca659
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -190,8 +196,8 @@ def _steps(self:Trainer) -> bool:
             for hook in before_step: hook(self)
         except SkipStep: self.at += self.accumulate; continue
         try: self.values = step(self.batch)
-        except Exception as e: # out of memory?
-            if not self._can_recover(e): raise
+        except Exception as e:
+            if not self._can_recover(e): note_batch(e, self); raise
             fast = self._recover(e)
         step = fast
         self.step += 1
@@ -233,7 +239,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #533f31e8
+# %% ../../nbs/trainer/11_loop.ipynb #364500e1
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -246,16 +252,21 @@ def _bind(self:Trainer, ctx):
     held = getattr(self.data.train,'iterable',None)
     self.waiting = None if isinstance(self.data.train,Tensors) or isinstance(held,(list,tuple)) else Waiting(Trainer._steps, Recorder.absorb)
     if self.waiting: inner.append(self.waiting)
+    inner.append(self.modes)
     if self.parallel.rank==0 and settings().progress and not any(isinstance(c,Progress) for c in self.callbacks): inner.append(Progress())
     own = [self.recorder] + ([self.measured] if self.measured.objects else [])
     theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name not in ('before_fit','after_fit') else hooks(self.callbacks,name)
     self._hooks = {n: hooks(own,n) + theirs(n) + hooks(inner,n) for n in hook_names}
 
 @patch
-def _all_saw(self:Trainer, who, hook) -> bool:
-    "Whether nobody who keeps a state has missed this step because `who` failed before."
-    later = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
-    return not any(hasattr(c,'state_dict') for c in later[later.index(who)+1:]) if who in later else hook!='after_step'
+def _may_keep(self:Trainer, error) -> bool:
+    "Whether a fit that ends by `error` may be saved: after a Ctrl-C, or a callback's mistake if nobody with a state has missed the step by it."
+    who,hook = culprit(error, self.callbacks)
+    if who is None: return isinstance(error, KeyboardInterrupt)
+    error.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
+    if not isinstance(error, Exception) or isinstance(error, NonFiniteLoss): return isinstance(error, KeyboardInterrupt)
+    seen = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
+    return not any(hasattr(c,'state_dict') for c in seen[seen.index(who)+1:]) if who in seen else hook!='after_step'
 
 @patch
 def _end(self:Trainer, number):
@@ -296,31 +307,34 @@ def fit(self:Trainer,
     self._bind(ctx)
     self._begin(going_on)
     failed = None
-    try:
-        if going_on: self._say_resumed()
-        with self._signals(ctx.stop):
+    with self._signals(ctx.stop):
+        try:
+            if going_on: self._say_resumed()
             self.call('before_fit')
             self._run()
+            self._settle(last=True)
             if self._interrupted: raise KeyboardInterrupt
-    except StopTraining as e:
-        failed,self.stopped = e,str(e)
-        try: self.recorder.close(self.device)
-        except StopTraining: pass # the run repeats what we know
-        if self._saving and self.step>before: self._save_now(judge=False)
-        if ctx.stop.reason is not None or self._stop.reason is not None: raise
-    except BaseException as e:
-        failed,self.stopped = e,f'{type(e).__name__}: {e}'
-        who,hook = culprit(e, self.callbacks)
-        if who: e.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
-        try:
-            self.recorder.close(self.device)
-            if isinstance(e, KeyboardInterrupt) or who and isinstance(e, Exception) and not isinstance(e, NonFiniteLoss) and self._all_saw(who, hook): self._save_interrupted()
-        except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
-        raise
-    finally:
-        self.batch = None
-        try: farewell(self._hooks['after_fit'], self, failed)
-        finally: failed = None # it holds this frame
+        except StopTraining as e:
+            failed,self.stopped = e,str(e)
+            try: self.recorder.close(self.device)
+            except StopTraining: pass # the run repeats what we know
+            if self._saving and self.step>before and (self._whole or self.step>self._began_at): self._save_now(judge=False)
+            self._settle(last=True)
+            if ctx.stop.reason is not None or self._stop.reason is not None: raise self._leaving(e)
+        except BaseException as e:
+            failed,self.stopped = e,f'{type(e).__name__}: {e}'
+            if 'device-side assert' in self.stopped: note_batch(e, self)
+            try:
+                if self.parallel.world_size==1: self.recorder.close(self.device) # other ranks are elsewhere
+                if self._may_keep(e): self._save_interrupted()
+                self._settle(last=True)
+            except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
+            raise
+        finally:
+            self.batch = None
+            try: farewell(self._hooks['after_fit'], self, failed)
+            finally: failed = None # it holds this frame
     self._end(number)
     self._say_waiting()
+    self._leave()
     return self

@@ -91,10 +91,17 @@ def in_parts(
         return lambda batches: step(pieces(batches if accumulate>1 else (batches,), most))
     return made
 
-# %% ../../nbs/trainer/10a_memory.ipynb #d0cdccef
+# %% ../../nbs/trainer/10a_memory.ipynb #12592c6c
 class Sparing:
     "The part of a trainer that gets by with the memory there is."
     micro = None # items that a micro-batch may have; None: as many as the data gives
+
+@patch
+def _in_parts(self:Sparing, make):
+    "What makes the steps of this fit: with parts, if memory has run out before."
+    if not self.micro: return make
+    if self.modes.graphing: self.modes.give_up('graph', 'memory has run out, and batches are trained in parts')
+    return in_parts(make, self.micro, self.accumulate)
 
 @patch
 def _parts_of(self:Sparing, batch): return batch if self.accumulate>1 else (batch,)

@@ -7,19 +7,22 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #d1bcdb58
-import math, time as clock, warnings
+# %% ../../nbs/trainer/08_resuming.ipynb #1b2214ca
+import math, os, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
 from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
+from .. import __version__
 from .data import key_of
 from .callbacks import NonFiniteLoss
+from .exporting import load_weights
 from .step import TrainerError
-from .checkpoints import CheckpointError, Checkpoints, random_state, read_checkpoint, seed_all, set_random_state, write_checkpoint
+from .modes import chosen, take
+from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #476ad804
+# %% ../../nbs/trainer/08_resuming.ipynb #a209bd6b
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -41,16 +44,23 @@ def _plan(self:Resuming) -> dict:
 def _state(self:Resuming) -> dict:
     "The parts of a checkpoint, as this rank has to write them."
     rng = random_state(self.device)
-    if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng)}
+    place = self._where_read()
+    if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng, place=place)}
     state = lambda o: None if o is None else o.state_dict()
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
-        precision=self.precision, optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
+    return dict(model=self.model.state_dict(), training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
+        precision=self.precision, chosen=chosen(self), optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
+
+def _chip(device):
+    "What a result's last bit depends on: the GPU's name, the CPU's vector instructions."
+    return torch.cuda.get_device_name(device) if device.type=='cuda' else torch.backends.cpu.get_cpu_capability() if device.type=='cpu' else device.type
 
 @patch
 def _note(self:Resuming):
-    return dict(lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, device=self.device.type, threads=torch.get_num_threads())
+    "What the manifest says besides the files."
+    return dict(mlstack=__version__, lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size,
+        device=self.device.type, chip=_chip(self.device), threads=torch.get_num_threads())
 
 @patch
 def _parallel_writer(self:Resuming): return self.parallel if self.parallel.world_size>1 else None
@@ -58,7 +68,7 @@ def _parallel_writer(self:Resuming): return self.parallel if self.parallel.world
 @patch
 def _claim_folder(self:Resuming):
     "Before the first save of a fit that was not resumed from this folder: what lies there of another training goes aside."
-    self._claim = False
+    self._claim,self._saving.written = False,None
     if self.parallel.rank>0: return
     aside = self._saving.put_aside(self._lineage, self._began_at)
     if not aside: return
@@ -66,35 +76,66 @@ def _claim_folder(self:Resuming):
     warnings.warn(self._why['aside'])
 
 @patch
+def _values(self:Resuming) -> dict:
+    "What the best checkpoint is chosen by, if this epoch's row is there."
+    name,row = self._saving.best, self.history.rows[-1] if self.history.rows else {}
+    if name is None or row.get('step')!=self.step: return {}
+    if name not in row: raise CheckpointError(f'there is no {name!r} to choose the best checkpoint by', 'Checkpoints(best=)', f'known: {", ".join(row)}')
+    return dict(values={name: float(row[name])}) if math.isfinite(row[name]) else {}
+
+@patch
+def _settle(self:Resuming, last=False):
+    "Hear what became of the save before. Without one that could not be written the training goes on, as long as an earlier one protects it."
+    c = self._saving
+    if c is None: return
+    try: c.wait()
+    except CheckpointError as e:
+        if last or not (self._newest or c.written is not None): raise
+        self._why['failed'] = f'a checkpoint before step {self.step} is missing: {e.what}'
+        warnings.warn(f'step {self.step} goes on without its checkpoint: {e}')
+    if c.waited>1: self._why['waited'] = f'saves have waited {c.waited:.0f} s until those before them were on the disk: give a larger every='
+    if last: c.release()
+
+@patch
 def _save_now(self:Resuming, judge=True):
+    "Save this step, beside the training where that is possible."
     self.recorder.close(self.device)
     if judge:
         for c in self.callbacks:
             if hasattr(c,'judge'): c.judge(self) # what is saved has to be good
+    self._settle()
     asked = self._stop.reason is not None # then the run goes on some day, so it is not over
     stopped,self.stopped = self.stopped, None if asked else self.stopped
     if self._claim: self._claim_folder()
-    self._saving.save(self.step, self._state(), self._note(), self._parallel_writer())
+    self._saving.save(self.step, self._state(), self._note() | self._values(), self._parallel_writer())
     self._saved_at = self.step
     self.stopped = stopped
 
 @patch
 def _checkpoints(self:Resuming, save):
-    return save if save is None or isinstance(save,Checkpoints) else Checkpoints(save)
+    if save is None: return None
+    c = save if isinstance(save,Checkpoints) else Checkpoints(save)
+    if self.parallel.rank==0: c.claim()
+    how = 'in step with the training: several ranks write together' if self.parallel.world_size>1 else 'beside the training' if c.background else 'while the training waits'
+    self._why['saves'] = f'a checkpoint {f"every {c.every} steps and " if c.every else ""}at the end of each epoch, written {how}'
+    return c
 
 @patch
 def save(self:Resuming,
-    path # the checkpoint's folder
+    path # the checkpoint's folder, or NAME.safetensors
 ) -> Path:
-    "Write one checkpoint of everything."
+    "Write one checkpoint of everything; or, where the name ends so, the weights alone."
+    if Path(path).suffix=='.safetensors': return self.export(path)
     self.setup()
     self.recorder.close(self.device)
+    if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #f93aedba
+# %% ../../nbs/trainer/08_resuming.ipynb #10efb5bc
 def _load_model(model, state, path):
+    said = misfit(model, state)
     try: model.load_state_dict(state)
-    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {"; ".join(l.strip() for l in str(e).splitlines()[1:3])}', str(path), 'build the model it was made with') from None
+    except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {said or str(e).splitlines()[-1].strip()}', str(path), 'build the model it was made with') from None
 
 _words = dict(batch_size='batch size', items='number of items', batches='batches an epoch', accumulate='accumulate', clip='clip')
 
@@ -136,13 +177,43 @@ def _load_optimizer(self:Resuming, s, path):
         for g in self.optimizer.param_groups: g['lr'] = g['initial_lr'] # where the old schedule had left it is no rate to keep
 
 @patch
+def _load_callbacks(self:Resuming, saved, path):
+    "To each callback the state of its kind; say which have none, and which states nobody takes."
+    left = list(saved)
+    for c in _stateful(self.callbacks):
+        name = type(c).__name__
+        at = next((i for i,(theirs,_) in enumerate(left) if theirs==name), None)
+        if at is None: self._differs.append(f'{name} starts anew, the checkpoint has no state of it'); continue
+        try: c.load_state_dict(left.pop(at)[1])
+        except (KeyError,TypeError,ValueError,AttributeError) as e: raise CheckpointError(f'{name} does not take the state it had in the checkpoint: {type(e).__name__}: {e}', str(path), 'use the version of it that was saved, or leave it out') from e
+    self._differs += [f'{name} of the checkpoint is not used now' for name,_ in left]
+
+def _nobody_set_threads():
+    "Whether torch computes with the number of threads it takes by itself."
+    import psutil
+    own = {len(os.sched_getaffinity(0)) if hasattr(os,'sched_getaffinity') else os.cpu_count(), psutil.cpu_count(logical=False)}
+    return torch.get_num_threads() in own and not any(v in os.environ for v in ('OMP_NUM_THREADS','MKL_NUM_THREADS'))
+
+@patch
+def _take_threads(self:Resuming, then):
+    "As many threads as then, where they are there and nobody asked for others: sums of floats depend on how they were shared out."
+    from mlstack.hardware import cpus
+    if not then or then==torch.get_num_threads() or then>cpus() or not _nobody_set_threads(): return
+    torch.set_num_threads(then)
+    self._why['threads'] = f'{then} thread{"s"*(then>1)}, as in the checkpoint'
+
+_needed = 'rng step epoch at fit seed stopped precision optimizer scheduler scaler history recorder callbacks'.split()
+
+@patch
 def _take(self:Resuming, path, parts):
     "Take over the state that was read from `path`."
     if 'model' not in parts or 'training' not in parts: raise CheckpointError('this is no checkpoint of a Trainer', str(path), 'give one that Trainer.save or fit(save=) has written')
     s,note = parts['training'],parts['manifest']
+    if missing := [k for k in _needed if k not in s]: raise CheckpointError(f'the checkpoint has no {", ".join(missing)}', str(path), f'read it with the version that wrote it, mlstack {note.get("mlstack","of another time")}; this is {__version__}')
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
     _load_model(self.model, parts['model'], path)
     self._from = Path(path).absolute()
+    cannot = take(self, s.get('chosen',{}))
     self._load_optimizer(s, path)
     self.step,self.epoch,self.at,self._fit,self.stopped = s['step'],s['epoch'],s['at'],dict(number=1)|s['fit'],s['stopped']
     self._adapt(s.get('plan',{}), s['seed'], note['world_size'])
@@ -151,29 +222,47 @@ def _take(self:Resuming, path, parts):
     self.history.load_state_dict(s['history'])
     self.recorder.load_state_dict(s['recorder'])
     self.measured.load_state_dict(s.get('measured',{}))
-    mine = _stateful(self.callbacks)
-    for (name,state),c in zip(s['callbacks'], mine):
-        if name==type(c).__name__: c.load_state_dict(state)
+    self._load_callbacks(s['callbacks'], path)
     r = self.parallel.rank
     self.micro = s.get('micro') # what was too much then is not tried again
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
+    self._place_read = (s if r==0 else parts.get(f'rank-{r}',{})).get('place')
+    if self._rng is None: seed_all(key_of(self.seed, self.step), r) # a rank that was not there then
     self._seeded = True
+    self._take_threads(note.get('threads'))
     now = self._note() | dict(torch=torch.__version__)
-    other = [f'{k} {note[k]} then, {now[k]} now' for k in ('torch','device','world_size','threads') if note.get(k)!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else [])
-    drawn = self.at and getattr(getattr(self.data and self.data.train,'loader',None), 'num_workers', 0)
-    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' + (", unless the loader's workers draw random numbers: those of the rest of this epoch are others" if drawn else '') if not other else f': within tolerance ({"; ".join(other)})')
+    other = [f'{k} {note[k]} then, {now[k]} now' for k in ('mlstack','torch','device','chip','world_size','threads') if k in note and note[k]!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else []) + cannot
+    self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' if not other else f': within tolerance ({"; ".join(other)})')
 
 @patch
 def load(self:Resuming,
-    path # a checkpoint, or a folder of them: the newest good one
+    path # a checkpoint, a folder of them: the newest good one; or weights
 ):
-    "Take over everything a checkpoint holds; the next `fit` goes on from there."
+    "Take over everything a checkpoint holds; the next `fit` goes on from there. Of a .safetensors file the weights."
     self.setup()
     path = Path(path)
-    if not path.exists() and not path.with_name(f'.{path.name}.old').exists(): raise CheckpointError('there is nothing here to go on from', str(path), 'give a folder that fit(save=FOLDER) has written, or one checkpoint in it')
+    if path.suffix=='.safetensors': return self._load_weights(path)
+    if not there(path).exists(): raise CheckpointError('there is nothing here to go on from', str(path), 'give a folder that fit(save=FOLDER) has written, or one checkpoint in it')
     if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest()): self._take(*found)
     else: self._take(path, read_checkpoint(path))
     return self
+
+@patch
+def _load_weights(self:Resuming, path):
+    load_weights(self.model, path)
+    for c in self.callbacks:
+        if hasattr(c,'applied'): c.mean,c.n = None,0 # an average of other weights
+    self._why['weights'] = f'weights of {path.name}'
+    return self
+
+@patch
+def best(self:Resuming):
+    "Go back to where the column that `Checkpoints(best=)` names was best; the next `fit` goes on from there."
+    c = getattr(self,'_saving',None)
+    if c is None: raise TrainerError('nothing says which checkpoint is the best', 'Trainer.best', 'fit with save=Checkpoints(FOLDER, best="val_loss")')
+    path = c.best_path
+    if path is None: raise CheckpointError(f'no checkpoint has a {c.best}', str(c.folder), 'it is known at the end of an epoch')
+    return self.load(path)
 
 _trainers = WeakKeyDictionary() # stop flag of a call -> how many trainers keep their checkpoints in its folder
 
@@ -214,7 +303,7 @@ def _resume(self:Resuming, resume) -> bool:
     self._newest = True
     return True
 
-# %% ../../nbs/trainer/08_resuming.ipynb #ba0e78b5
+# %% ../../nbs/trainer/08_resuming.ipynb #ef668190
 @patch
 def _run(self:Resuming):
     "The epochs of this fit, and again from where a callback has put it back."
@@ -231,18 +320,38 @@ def _begin(self:Resuming, going_on=True):
     self.recorder.start(carry=self.at>0)
     self.measured.carry = self.at>0
 
-# %% ../../nbs/trainer/08_resuming.ipynb #837f7dae
+# %% ../../nbs/trainer/08_resuming.ipynb #d20ff91a
 def _equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_equal, a, b))
     return a==b
 
 @patch
+def _where_read(self:Resuming):
+    "What the training data says of its place within this epoch, as plain values; None if it says nothing that could be kept."
+    src = self.data and self.data.train
+    state = src.position() if self.at and hasattr(src,'position') else None
+    try: return state and readable(dict(epoch=self.epoch, at=self.at, state=state), 'position of the data')
+    except CheckpointError: return None # it is read again then
+
+@patch
+def _go_to_place(self:Resuming, src):
+    "The state the data had where training stands, if the checkpoint has it."
+    place,self._place_read = getattr(self,'_place_read',None),None
+    same = place and hasattr(src,'go_to') and (place['epoch'],place['at'])==(self.epoch,self.at)
+    return place['state'] if same else None
+
+@patch
 def _reread(self:Resuming, src):
     "Batches whose order is not keyed, from the place where training stands."
     p,mine = self.parallel, random_state(self.device) if self._rng is None else self._rng
     seed_all(key_of(self.seed, self.epoch)) # the same on each rank
+    if there := self._go_to_place(src): src.go_to(there)
     batches = iter(src.train(self.seed, self.epoch, 0, p.rank, p.world_size))
+    if there:
+        first = list(islice(batches,1))
+        set_random_state(mine, self.device)
+        return chain(first, batches)
     first,opened = list(islice(batches,1)), random_state()
     if not self.at:
         set_random_state({k: v for k,v in mine.items() if k not in ('python','numpy')}, self.device)

@@ -17,8 +17,10 @@ peers = dict(
     tables=(['pyarrow==26.0.1', 'openpyxl==3.1.5', 'numpy', 'pandas'], False),  # of the tests: Parquet and spreadsheets
     lightning=(['pytorch-lightning==2.6.6'], True),  # never the package `lightning`
     accelerate=(['accelerate==1.15.0'], True),
-    # not measured: what logs to W&B by itself, for tests/test_dropin.py
-    libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil'], True),
+    # not measured: what logs to W&B by itself, for tests/test_dropin.py, and what the trainer takes, for tests/test_interop.py
+    libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil',
+        'datasets==5.2.0', 'torchdata==0.11.0', 'torchmetrics==1.9.0', 'fastcore==2.2.39'], True),
+    timm=(['timm==1.0.31', 'fastcore==2.2.39'], True),  # by itself: it brings a torchvision that breaks transformers where torch is without CUDA
 )
 
 def folder(): return Path(os.environ.get('MLSTACK_BENCH_DIR') or Path.home()/'.cache'/'mlstack-bench')

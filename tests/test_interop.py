@@ -1,0 +1,18 @@
+"Models and data of other libraries, in the environments of tests/bench/peers.py that have them."
+import os
+import subprocess
+
+import pytest
+
+from tests import house, interop
+from tests.bench import peers
+
+
+@pytest.mark.server
+@pytest.mark.parametrize('group', interop.groups)
+def test_the_trainer_takes(group, tmp_path):
+    try: python = peers.python_of('timm' if group == 'timm' else 'libraries')
+    except (RuntimeError, OSError) as e: pytest.skip(f'the libraries cannot be installed here: {e}')
+    env = dict(os.environ, PYTHONPATH=str(house.root), KERAS_BACKEND='torch', KERAS_HOME=str(tmp_path), HF_HOME=str(tmp_path), HF_HUB_OFFLINE='1', MLSTACK_PROGRESS='no', OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false')
+    p = subprocess.run([python, '-m', 'tests.interop', group], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+    assert p.returncode == 0, p.stdout[-500:] + p.stderr[-3000:]
