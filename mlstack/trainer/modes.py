@@ -249,7 +249,7 @@ class Stepping:
         c = self.modes.compiled
         return self.loss if c is None or self.loss is None or not self.model.training or self.device.type!='cuda' else c.function(self.loss)
 
-# %% ../../nbs/trainer/02a_modes.ipynb #acef2b60
+# %% ../../nbs/trainer/02a_modes.ipynb #a526c177
 def chosen(t) -> dict:
     "What was chosen for this fit, as plain values for a checkpoint."
     m = t.modes
@@ -262,5 +262,5 @@ def take(t, said) -> list: # sentences on what cannot be
     m.taken = {k: said[k] for k in ('compile','dynamic','graph') if k in said}
     for name,choose in dict(compile=choose_compile, graph=choose_graph).items():
         if name in said and (now := choose(t, m.wanted(name))[0])!=said[name]: cannot.append(f'{name} {said[name]} then, {now} now')
-    if t.device.type!='cpu' and not t.deterministic: cannot.append(f'two runs on a GPU differ in the last bits without deterministic=True')
+    if t.device.type!='cpu' and not t.deterministic: cannot.append('two runs on a GPU differ in the last bits without deterministic=True')
     return cannot
