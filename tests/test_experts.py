@@ -125,7 +125,7 @@ def test_what_smaller_parts_cannot_help_is_said(make, says):
     if says=='makes its own updates': make = lambda: Trainer(net(5), [samples(16)], opt=None, step=lambda m,b: m(b[0]).mean())
     t = make()
     with pytest.raises(torch.OutOfMemoryError) as e: t.fit(steps=2)
-    assert says in ' '.join(e.value.__notes__) and t.step==0
+    assert any(says in n for n in e.value.__notes__) and t.step==0
 
 
 def test_another_error_goes_up_as_it_is():
@@ -570,14 +570,13 @@ class Screen:
             else: self.line[self.at:self.at+1] = [part]; self.at += 1; self.widest = max(self.widest,self.at)
 
 
-def _in_a_terminal(columns, narrower, env):
+def _in_a_terminal(columns, narrower):
     "A fit in a pseudo-terminal of that width; what it wrote before and after it was made narrower."
     import fcntl, pty, struct, termios
-    code = FIT
     parent,child = pty.openpty()
     def size(n): fcntl.ioctl(parent, termios.TIOCSWINSZ, struct.pack('HHHH',24,n,0,0))
     size(columns)
-    p = subprocess.Popen([sys.executable,'-c',code], stdin=subprocess.PIPE, stdout=child, stderr=child, env=os.environ|dict(TERM='xterm-256color', MLSTACK_PROGRESS='yes')|env)
+    p = subprocess.Popen([sys.executable,'-c',FIT], stdin=subprocess.PIPE, stdout=child, stderr=child, env={k: v for k,v in os.environ.items() if k!='NO_COLOR'}|dict(TERM='xterm-256color', MLSTACK_PROGRESS='yes'))
     os.close(child)
     seen = ['']
     while True:
@@ -602,24 +601,24 @@ torch.set_num_threads(1)
 x,y = torch.randn(320,64),torch.randint(0,10,(320,))
 class Wait(Callback):
     def after_step(self, t):
-        if t.step==10: sys.stdin.readline() # until the screen was looked at
+        if t.step==10: sys.stdin.readline(); sys.stderr.write('MARK'); sys.stderr.flush() # the screen was looked at, and is narrower now
         if t.step==15:
-            n = p.drawn_so_far = getattr(p,'n',0)
-            while getattr(p,'n',0)<n+4: time.sleep(.01)
+            n = p.n
+            while p.n<n+4: time.sleep(.01)
 class Counted(Progress):
-    def bar(self, width=10_000): self.n = getattr(self,'n',0)+1; return super().bar(width)
+    n = 0
+    def bar(self, width=10_000): self.n += 1; return super().bar(width)
 p = Counted(every=.02)
 Trainer(nn.Linear(64,10), Data.from_tensors((x,y),(x,y),batch_size=16), F.cross_entropy, clip=1., metrics=dict(a_metric_with_a_long_name=lambda o,y: (o.argmax(1)==y).float().mean()), callbacks=[Wait(),p]).fit(epochs=2)
 """
 
-@pytest.mark.parametrize('env,colour', [({},True),(dict(NO_COLOR='1'),False)])
-def test_the_bar_keeps_to_the_terminal_also_when_that_changes(env, colour):
-    before,after = (o.replace('\r\n','\n') for o in _in_a_terminal(100, 44, env))
-    one,two = Screen(),Screen()
-    one.feed(before); two.feed(after.split('\r',1)[1].rsplit('\r',1)[0].split('\r',2)[-1]) # a drawing may have been under way
-    assert 44<one.widest<100 and two.widest<44 and not one.lines and not two.lines
-    assert ('\x1b[36m' in before)==colour and 'epoch' in ''.join(one.line) and '━' in ''.join(one.line)
-    last = Screen(); last.feed(after.rsplit('\r',1)[1])
+def test_the_bar_keeps_to_the_terminal_also_when_that_changes():
+    before,after = (o.replace('\r\n','\n') for o in _in_a_terminal(100, 44))
+    drawings = after.split('MARK',1)[1].split('\r')[2:] # one may have been under way
+    one,two,last = Screen(),Screen(),Screen()
+    one.feed(before); two.feed('\r'.join(['',*drawings[:-1]])); last.feed(drawings[-1])
+    assert len(drawings)>2 and 44<one.widest<100 and 0<two.widest<44 and not one.lines and not two.lines
+    assert '\x1b[36m' in before and 'epoch' in ''.join(one.line) and '━' in ''.join(one.line)
     assert len(last.lines)==1 and last.lines[0].startswith('epoch 2/2  step 40  loss') and 'val_a_metric_with_a_long_name' in last.lines[0]
 
 

@@ -10,8 +10,8 @@ __all__ = []
 # %% ../../nbs/hardware/00_hardware.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/hardware/00_hardware.ipynb #f567f89c
+# %% ../../nbs/hardware/00_hardware.ipynb #1f306be8
 _machine = 'mlstack.env.machine' # what is there is read one floor below, where `env` needs it too
-_names = dict(gpus=_machine, cpus=_machine, memory=_machine, threads='.devices', device='.devices', precision='.devices', precision_for='.devices', generation='.devices', card='.cards', peak='.cards', plan='.planning')
+_names = dict(gpus=_machine, cpus=_machine, memory=_machine, threads='.devices', device='.devices', precision='.devices', precision_for='.devices', generation='.devices', card='.cards', plan='.planning')
 __all__ = list(_names)
 __getattr__,__dir__ = lazy(__name__, _names)

@@ -137,7 +137,7 @@ def overfit_one_batch(self:Inspecting,
         losses = [step(b)['loss'].item() for step,b in self._try_steps(batch*steps)]
     return OneBatch(losses, part)
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #3f319f30
+# %% ../../nbs/trainer/10_inspecting.ipynb #8ee7ec3f
 class Summary:
     "Rows of (name, kind, shape, parameters, flops) and their sums."
     def __init__(self, rows, params, learns, flops, size): self.rows,self.params,self.learns,self.flops,self.size = rows,params,learns,flops,size

@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #1661d589
+# %% ../../nbs/trainer/11_loop.ipynb #9b05b51b
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -29,7 +29,7 @@ from .exporting import Exporting
 from .resuming import Resuming
 from .stopping import Stopping, _Deadline, _Saver, _Together
 from .inspecting import Inspecting, Waiting
-from .memory import Sparing, in_parts
+from .memory import Sparing
 from .profiling import Profiled
 
 # %% ../../nbs/trainer/11_loop.ipynb #1f9cb13a
@@ -124,7 +124,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #7c0265e0
+# %% ../../nbs/trainer/11_loop.ipynb #b3079724
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -151,8 +151,7 @@ def _build(self:Trainer, batch):
         elif self.schedule is not None: rate.append(self._set_lr(schedule_for(self.schedule)))
     make = partial(make_step, model=self.module, optimizer=self.optimizer,
         scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
-    if self.micro: make = in_parts(make, self.micro, self.accumulate)
-    return build(self.modes, self, make, forward, before, rate, after)
+    return build(self.modes, self, self._in_parts(make), forward, before, rate, after)
 
 # %% ../../nbs/trainer/11_loop.ipynb #04b5583d
 def _grouped(batches, n):
@@ -176,7 +175,7 @@ def _open(self:Trainer):
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #3f046528
+# %% ../../nbs/trainer/11_loop.ipynb #66cca659
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -197,7 +196,7 @@ def _steps(self:Trainer) -> bool:
             for hook in before_step: hook(self)
         except SkipStep: self.at += self.accumulate; continue
         try: self.values = step(self.batch)
-        except Exception as e: # out of memory?
+        except Exception as e:
             if not self._can_recover(e): note_batch(e, self); raise
             fast = self._recover(e)
         step = fast
@@ -240,7 +239,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #72f4909c
+# %% ../../nbs/trainer/11_loop.ipynb #364500e1
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -260,10 +259,14 @@ def _bind(self:Trainer, ctx):
     self._hooks = {n: hooks(own,n) + theirs(n) + hooks(inner,n) for n in hook_names}
 
 @patch
-def _all_saw(self:Trainer, who, hook) -> bool:
-    "Whether nobody who keeps a state has missed this step because `who` failed before."
-    later = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
-    return not any(hasattr(c,'state_dict') for c in later[later.index(who)+1:]) if who in later else hook!='after_step'
+def _may_keep(self:Trainer, error) -> bool:
+    "Whether a fit that ends by `error` may be saved: after a Ctrl-C, or a callback's mistake if nobody with a state has missed the step by it."
+    who,hook = culprit(error, self.callbacks)
+    if who is None: return isinstance(error, KeyboardInterrupt)
+    error.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
+    if not isinstance(error, Exception) or isinstance(error, NonFiniteLoss): return isinstance(error, KeyboardInterrupt)
+    seen = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
+    return not any(hasattr(c,'state_dict') for c in seen[seen.index(who)+1:]) if who in seen else hook!='after_step'
 
 @patch
 def _end(self:Trainer, number):
@@ -321,11 +324,9 @@ def fit(self:Trainer,
         except BaseException as e:
             failed,self.stopped = e,f'{type(e).__name__}: {e}'
             if 'device-side assert' in self.stopped: note_batch(e, self)
-            who,hook = culprit(e, self.callbacks)
-            if who: e.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
             try:
                 if self.parallel.world_size==1: self.recorder.close(self.device) # other ranks are elsewhere
-                if isinstance(e, KeyboardInterrupt) or who and isinstance(e, Exception) and not isinstance(e, NonFiniteLoss) and self._all_saw(who, hook): self._save_interrupted()
+                if self._may_keep(e): self._save_interrupted()
                 self._settle(last=True)
             except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report
             raise

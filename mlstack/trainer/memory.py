@@ -91,10 +91,17 @@ def in_parts(
         return lambda batches: step(pieces(batches if accumulate>1 else (batches,), most))
     return made
 
-# %% ../../nbs/trainer/10a_memory.ipynb #d0cdccef
+# %% ../../nbs/trainer/10a_memory.ipynb #12592c6c
 class Sparing:
     "The part of a trainer that gets by with the memory there is."
     micro = None # items that a micro-batch may have; None: as many as the data gives
+
+@patch
+def _in_parts(self:Sparing, make):
+    "What makes the steps of this fit: with parts, if memory has run out before."
+    if not self.micro: return make
+    if self.modes.graphing: self.modes.give_up('graph', 'memory has run out, and batches are trained in parts')
+    return in_parts(make, self.micro, self.accumulate)
 
 @patch
 def _parts_of(self:Sparing, batch): return batch if self.accumulate>1 else (batch,)
@@ -145,7 +152,7 @@ def _told_parts(self:Sparing):
     norms = any(isinstance(m,nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in self.model.modules())
     return f'micro-batches have at most {self.micro} items from here on, and an update is still the mean over the whole batch' + ('; batch norm sees the smaller ones, and its running means have seen a part of the failed attempt' if norms else '')
 
-# %% ../../nbs/trainer/10a_memory.ipynb #6cd765d1
+# %% ../../nbs/trainer/10a_memory.ipynb #5afe1e0d
 _units = dict(K=1<<10, M=1<<20, G=1<<30, T=1<<40)
 
 def bytes_of(size) -> int:
@@ -159,6 +166,7 @@ def bytes_of(size) -> int:
     raise TrainerError(f'{size!r} is no amount of memory', 'largest_batch(limit=)', 'give bytes, or text such as "20G"')
 
 def said_bytes(n) -> str:
+    "Bytes in words."
     unit = next((u for u in 'TGMK' if n>=_units[u]), '')
     return f'{n/_units[unit]:.3g} {unit}iB' if unit else f'{n} bytes'
 

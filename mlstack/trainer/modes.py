@@ -118,7 +118,7 @@ class Undo:
         if self.t.measured.objects: self.t.measured.load_state_dict(self.measured)
         set_random_state(self.rng, self.t.device)
 
-# %% ../../nbs/trainer/02a_modes.ipynb #bb11698f
+# %% ../../nbs/trainer/02a_modes.ipynb #c419ed08
 def last_batch(t): # (the first of the batches for an epoch's last update, the items of a full batch)
     "Where a short batch can be expected: at a place in the epoch, so that a resumed fit expects it there too."
     plan = t._plan()
@@ -174,7 +174,7 @@ class Modes(Callback):
         "Whether these are the short batch or the few at the end of an epoch, not worth a program of their own."
         return t.at>=self.final and (len(parts_of(t,batch))<t.accumulate or any(size_of(b)<self.full for b in parts_of(t,batch)))
 
-# %% ../../nbs/trainer/02a_modes.ipynb #acd3c081
+# %% ../../nbs/trainer/02a_modes.ipynb #a7d8d303
 def _signatures(t, batch): return {signature(b) for b in batch} if t.accumulate>1 else {signature(batch)}
 
 def with_net(self, t, step):
@@ -199,7 +199,7 @@ def attempt(self, t, step, batch, new):
     undo,self.updating,failed,before = Undo(t),False,None,graphs_made()
     try:
         with dynamo.config.patch(recompile_limit=64): values = step(batch) # it counts all models of a class in this process
-    except (StopTraining,StopEpoch): raise
+    except (StopTraining,StopEpoch,torch.OutOfMemoryError): raise # the last is the loop's to mend
     except Exception as e:
         if self.updating: raise
         failed = e

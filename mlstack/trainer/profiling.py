@@ -91,7 +91,7 @@ class _Silent(Progress):
 def _wait(device):
     if device.type=='cuda': torch.cuda.synchronize(device)
 
-# %% ../../nbs/trainer/10b_profiling.ipynb #05bfc9f5
+# %% ../../nbs/trainer/10b_profiling.ipynb #15134506
 def _copies(callbacks):
     "Copies of what can be copied, and the names of the others."
     done,out = [],[]
@@ -137,6 +137,7 @@ def _shadow(t, clock):
     other.measured = Measured(other._split_metrics()[1])
     other.history,other.run,other._why,other._stops,other._say = History(),None,dict(t._why),[],lambda text: None
     other.recorder = Recorder(other.history, parallel=t.parallel)
+    if hasattr(t,'modes'): other.modes = copy.copy(t.modes)
     other.step = other.epoch = other.at = other._fits = 0
     other._rng,other._ahead,other._place,other._cut,other._differs,other._seeded = None,None,(None,None),False,[],True
     return other
