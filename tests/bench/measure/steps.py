@@ -190,11 +190,11 @@ try:
         answer['first'] = time.process_time()
     else:
         plain = partial(raw, False, plain_adamw)
-        plain()(2)  # what is imported on the way is no part of a step
+        calls_a_step(plain)  # what is imported and made on the way is no part of a step
         base = calls_a_step(plain)
         for log, end in ((False, ''), (True, '_log')):
             make = partial(makers[who], log)
-            make()(2)
+            calls_a_step(make)
             mine, fit = calls_a_step(make), make()
             ratio, low = against(fit, plain())
             getattr(fit, 'close', lambda: None)()
