@@ -315,7 +315,7 @@ def test_a_step_with_its_own_updates_and_a_model_that_came_compiled_are_left_alo
 # Ends and resumes
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_signal_while_compiling_ends_the_fit_after_its_step(tmp_path, monkeypatch, number):
+def test_a_signal_while_compiling_ends_the_fit_and_loses_nothing(tmp_path, monkeypatch, number):
     torch._dynamo.reset()
     sent = []
     def slow(gm, inputs):
@@ -325,11 +325,11 @@ def test_a_signal_while_compiling_ends_the_fit_after_its_step(tmp_path, monkeypa
     with use():
         t = job(compile=True)
         with pytest.raises(KeyboardInterrupt if number==signal.SIGINT else StopTraining): t.fit(epochs=2, save=tmp_path)
-        assert t.step==1 and t.mode=='compiled' and Checkpoints(tmp_path).steps()==[1]
+        assert t.mode=='compiled' and (t.step,Checkpoints(tmp_path).steps())==((1,[1]) if number==signal.SIGINT else (0,[]))  # a signal leaves at once where nothing would be lost
         assert number==signal.SIGINT or context().stop.reason==signal.Signals(number).name
     straight = job(compile=True).fit(epochs=2)
-    resumed = job().fit(epochs=2, save=tmp_path, resume=True)
-    assert resumed.mode=='compiled' and 'bit for bit' in resumed._why['resume'] and same_weights(resumed.model, straight.model)
+    resumed = job(compile='auto' if number==signal.SIGINT else True).fit(epochs=2, save=tmp_path, resume=True)
+    assert resumed.mode=='compiled' and (number!=signal.SIGINT or 'bit for bit' in resumed._why['resume']) and same_weights(resumed.model, straight.model)
 
 
 @pytest.mark.parametrize('mode', ['compiled','graph','compiled + graph'])

@@ -174,7 +174,7 @@ class Modes(Callback):
         "Whether these are the short batch or the few at the end of an epoch, not worth a program of their own."
         return t.at>=self.final and (len(parts_of(t,batch))<t.accumulate or any(size_of(b)<self.full for b in parts_of(t,batch)))
 
-# %% ../../nbs/trainer/02a_modes.ipynb #a7d8d303
+# %% ../../nbs/trainer/02a_modes.ipynb #ec9c4545
 def _signatures(t, batch): return {signature(b) for b in batch} if t.accumulate>1 else {signature(batch)}
 
 def with_net(self, t, step):
@@ -202,6 +202,7 @@ def attempt(self, t, step, batch, new):
     except (StopTraining,StopEpoch,torch.OutOfMemoryError): raise # the last is the loop's to mend
     except Exception as e:
         if self.updating: raise
+        if t._stop.reason is not None: raise StopTraining(t._stop.reason) from e # a signal, which the compiler took for an error of its own
         failed = e
     if failed is not None:
         undo()

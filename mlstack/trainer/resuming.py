@@ -7,8 +7,8 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #1b2214ca
-import math, os, time as clock, warnings
+# %% ../../nbs/trainer/08_resuming.ipynb #13b927fd
+import math, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
 from weakref import WeakKeyDictionary
