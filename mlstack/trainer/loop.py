@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #9b05b51b
+# %% ../../nbs/trainer/11_loop.ipynb #c8017f01
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -27,7 +27,7 @@ from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
 from .exporting import Exporting
 from .resuming import Resuming
-from .stopping import Stopping, _Deadline, _Saver, _Together
+from .stopping import Stopping, _Deadline, _Saver, _Together, _Validator
 from .inspecting import Inspecting, Waiting
 from .memory import Sparing
 from .profiling import Profiled
@@ -239,7 +239,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #364500e1
+# %% ../../nbs/trainer/11_loop.ipynb #d4d9b273
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -248,6 +248,7 @@ def _bind(self:Trainer, ctx):
     together,inner = _Together(ctx.stop, self._stop, self.parallel) if many else None,[]
     if many: inner.append(together)
     elif self.limit: inner.append(_Deadline())
+    if self._validate: inner.append(_Validator(self._validate))
     if self._saving and self._saving.every: inner.append(_Saver(self._saving.every))
     held = getattr(self.data.train,'iterable',None)
     self.waiting = None if isinstance(self.data.train,Tensors) or isinstance(held,(list,tuple)) else Waiting(Trainer._steps, Recorder.absorb)
@@ -280,11 +281,14 @@ def fit(self:Trainer,
     steps:int=None,  # updates
     time=None,       # seconds, or text such as "10m"
     save=None,       # folder or Checkpoints; default: the context's, if any
-    resume=None      # True, or a path; default: on a later attempt of a job
+    resume=None,     # True, or a path; default: on a later attempt of a job
+    validate:int=None # steps between two; default: each epoch
 ):
     "Train until the first of `epochs`, `steps` and `time` is reached; called again it goes on."
     if self.data is None: raise TrainerError('there is no data to train on', 'fit', 'give Trainer(model, data, ...)')
+    if validate is not None and (not isinstance(validate,int) or validate<1 or self.data.valid is None): raise TrainerError(f'validate is {validate!r}' + ('' if self.data.valid is not None else ', and there is nothing to validate on'), 'fit', 'give a number of steps, and Data(train, valid)')
     ctx = context()
+    self._validate = validate
     self._saving = self._checkpoints(save or self._folder(ctx))
     self.setup()
     self._between,self.stopped,before = False,None,self.step

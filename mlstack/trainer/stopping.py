@@ -57,7 +57,7 @@ def done(self:Stopping) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #4380c456
+# %% ../../nbs/trainer/09_stopping.ipynb #6cc5cc7f
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
     def __init__(self, asked, stop, parallel, every=16): self.asked,self.stop,self.parallel,self.every,self.sent,self.raised = asked,stop,parallel,every,None,{}
@@ -106,6 +106,17 @@ class _Saver(Callback):
     def after_step(self, t):
         if not t.step%self.every: t._save_now()
         elif t._saving.error is not None: t._settle() # the thread could not write
+
+class _Validator(Callback):
+    "A validation and a row of the history every so many steps, besides those at the end of each epoch."
+    def __init__(self, every): self.every = every
+    def before_fit(self, t): self.began = clock.monotonic()
+    def after_step(self, t):
+        if t.step%self.every or t.step==t.last_step or t._over(): return
+        t.recorder.close(t.device)
+        t.validate()
+        took,self.began = clock.monotonic()-self.began,clock.monotonic()
+        t._add_row(took)
 
 # %% ../../nbs/trainer/09_stopping.ipynb #d0308bfb
 class Preempted(StopTraining, SystemExit):
