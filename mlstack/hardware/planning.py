@@ -132,11 +132,15 @@ def _attention(q, k, v, attn_mask=None, dropout_p=0., is_causal=False, scale=Non
 
 def _dropout(input, p=.5, training=True, inplace=False): return torch.native_dropout(input, p, True)[0] if training and p else input
 
-# %% ../../nbs/hardware/02_planning.ipynb #397e687d
-def weightless(model):
-    "A copy of `model` on the meta device; a model that is there already as it is."
+# %% ../../nbs/hardware/02_planning.ipynb #652d1321
+def weightless(
+    model,    # any module
+    light=None # tensor -> what stands for it; default: on meta
+):
+    "A copy of `model` without its weights."
+    light = light or (lambda t: t.to('meta'))
     tensors = {id(t): t for m in model.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
-    memo = {k: torch.nn.Parameter(t.detach().to('meta'), t.requires_grad) if isinstance(t, torch.nn.Parameter) else t.to('meta') for k,t in tensors.items()}
+    memo = {k: torch.nn.Parameter(light(t.detach()), t.requires_grad) if isinstance(t, torch.nn.Parameter) else light(t) for k,t in tensors.items()}
     return copy.deepcopy(model, memo)
 
 # %% ../../nbs/hardware/02_planning.ipynb #6c2d4d20

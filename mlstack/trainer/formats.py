@@ -6,10 +6,10 @@ Which format the tensor cores multiply in, how a picture lies in memory, whether
 
 # %% auto #0
 __all__ = ['e4m3', 'e5m2', 'quantized', 'Float8Linear', 'float8_layers', 'to_float8', 'said_of_float8', 'check_formats',
-           'choose_layout', 'choose_threads']
+           'choose_layout', 'takes_pixels', 'choose_threads']
 
-# %% ../../nbs/trainer/02c_formats.ipynb #7f77fff0
-import os
+# %% ../../nbs/trainer/02c_formats.ipynb #da85a92e
+import os, platform
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -93,7 +93,7 @@ def _set_precision(self:Stepping, name, reason):
     elif self.want=='auto': reason += _about_float8(self)
     self._why['precision'] = f'precision {name}: {reason}' if reason else f'precision {name}'
 
-# %% ../../nbs/trainer/02c_formats.ipynb #165b6609
+# %% ../../nbs/trainer/02c_formats.ipynb #5340c7c1
 def check_formats(channels_last, deterministic, threads):
     "Raise for what is no choice."
     if channels_last not in ('auto',True,False) or deterministic not in (True,False): raise TrainerError(f'channels_last={channels_last!r}, deterministic={deterministic!r}', 'Trainer', 'use True, False, or for channels_last "auto"')
@@ -105,17 +105,49 @@ def choose_layout(t, want): # (whether, why)
     if 4 not in kinds: return False,'' # nothing to say where there is no picture
     if want!='auto': return bool(want),'channels last, as asked' if want else 'channels first, as asked'
     if kinds!={4}: return False,'channels first: the model has other convolutions too'
+    if t.device.type=='cpu':
+        if platform.machine().lower() not in ('x86_64','amd64') or not torch.backends.mkldnn.is_available(): return False,'channels first: nothing is known to be gained on this processor'
+        return True,'channels last: the convolutions of x86 processors are faster so'
     if t.device.type!='cuda' or t.precision not in ('bf16','fp16','fp8'): return False,f'channels first: the other layout is for 16-bit numbers on a GPU, this is {t.precision} on {t.device.type}'
     return True,'channels last: tensor cores read a pixel at once'
+
+def takes_pixels(t, batch) -> str:
+    "Why the model cannot be laid out by pixels, tried without contents; or nothing."
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from mlstack.hardware.planning import weightless
+    args,named = t._inputs(batch)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode: # unlike meta, it has the layouts of this device
+            light = lambda x: mode.from_tensor(x.to(memory_format=torch.channels_last) if x.ndim==4 else x)
+            model = weightless(t.model, light)
+            for m in model.modules(): m._forward_hooks.clear(); m._forward_pre_hooks.clear() # theirs are for real numbers
+            fake = lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x
+            model(*map(fake,args), **{k: fake(v) for k,v in named.items()})
+    except Exception as e: return 'it calls .view() on a picture, where .flatten() or .reshape() would do' if 'view size' in str(e) or 'Cannot view' in str(e) else f'it could not be tried without contents ({type(e).__name__})'
+    return ''
 
 @patch
 def _set_layout(self:Stepping, want):
     was = getattr(self,'layout',False)
     self.layout,why = choose_layout(self, want)
+    self._layout_open = want=='auto' and self.layout # it is tried with the first batch
+    if self._layout_open: self.layout,why = False,'channels last, if the model takes it'
     if self.layout!=was: self.model.to(memory_format=torch.channels_last if self.layout else torch.contiguous_format)
     if why: self._why['layout'] = why
 
-# %% ../../nbs/trainer/02c_formats.ipynb #a78953da
+@patch
+def _try_layout(self:Stepping, batch):
+    "Before the first step: lay out the model by pixels if that was left to us and it takes it."
+    if not self._layout_open: return
+    self._layout_open = False
+    many,own = self.parallel.world_size>1,self.step_function is not None
+    no = 'several processes have wrapped the model; channels_last=True does it' if many else 'the step is your own; channels_last=True does it' if own else takes_pixels(self, batch)
+    self._why['layout'] = f'channels first: {no}' if no else choose_layout(self,'auto')[1]
+    if no: return
+    self.layout = True
+    self.model.to(memory_format=torch.channels_last)
+
+# %% ../../nbs/trainer/02c_formats.ipynb #08543f8b
 @patch
 def _apply_formats(self:Stepping):
     "Set torch's switches for a fit; the function that puts them back."
@@ -153,7 +185,7 @@ def _set_threads(self:Stepping, want):
     if n!=torch.get_num_threads(): torch.set_num_threads(n)
     self._why['threads'] = why
 
-# %% ../../nbs/trainer/02c_formats.ipynb #8fc6c651
+# %% ../../nbs/trainer/02c_formats.ipynb #f08bb59a
 @patch
 def _ready(self:Stepping):
     "Choose formats, layout and threads, when the model is on its device."
@@ -164,7 +196,7 @@ def _ready(self:Stepping):
 
 @patch
 def _formats_chosen(self:Stepping) -> dict:
-    return dict(precision=str(self.precision), channels_last=self.layout, threads=torch.get_num_threads(), deterministic=self.deterministic)
+    return dict(precision=str(self.precision), threads=torch.get_num_threads(), deterministic=self.deterministic) | ({} if self._layout_open else dict(channels_last=self.layout))
 
 @patch
 def _take_formats(self:Stepping, said) -> list:
@@ -172,7 +204,9 @@ def _take_formats(self:Stepping, said) -> list:
     if self.want=='auto' and said.get('precision',self.precision)!=self.precision:
         try: self._set_precision(said['precision'], choose_precision(self.device, said['precision'])[1].replace('asked for','as in the checkpoint'))
         except ValueError: pass # it is said when precisions are compared
-    if self.wants['channels_last']=='auto' and 'channels_last' in said and said['channels_last']!=self.layout: self._set_layout(said['channels_last'])
+    if self.wants['channels_last']=='auto' and 'channels_last' in said:
+        self._set_layout(said['channels_last'])
+        if self._why.get('layout'): self._why['layout'] = self._why['layout'].replace('as asked','as in the checkpoint')
     from mlstack.hardware import cpus
     n = said.get('threads')
     if n and self.wants['threads']=='auto' and n!=torch.get_num_threads() and n<=cpus() and not os.environ.get('OMP_NUM_THREADS') and self.parallel.world_size==1:

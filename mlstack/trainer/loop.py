@@ -124,7 +124,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #b3079724
+# %% ../../nbs/trainer/11_loop.ipynb #5a4e16a0
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -140,6 +140,7 @@ def _set_lr(self:Trainer, schedule):
 @patch
 def _build(self:Trainer, batch):
     "The first step, which checks, and the step for all others, for batches like this one."
+    self._try_layout(batch[0] if self.accumulate>1 else batch)
     metrics,objects = self._split_metrics() if self.data.valid is None else ({},{}) # with validation data they are measured there
     forward = self._forward(batch[0] if self.accumulate>1 else batch, metrics, tuple(m.update for m in objects.values()))
     before = [lambda values, hook=hook: hook(self) for hook in self._hooks['before_update']]
