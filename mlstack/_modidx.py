@@ -4051,6 +4051,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlstack/trainer/formats.py'),
                                          'mlstack.trainer.formats.choose_threads': ( 'trainer/formats.html#choose_threads',
                                                                                      'mlstack/trainer/formats.py'),
+                                         'mlstack.trainer.formats.example': ('trainer/formats.html#example', 'mlstack/trainer/formats.py'),
                                          'mlstack.trainer.formats.float8_layers': ( 'trainer/formats.html#float8_layers',
                                                                                     'mlstack/trainer/formats.py'),
                                          'mlstack.trainer.formats.quantized': ( 'trainer/formats.html#quantized',

@@ -1,4 +1,5 @@
 "Compiled and recorded steps compute what eager ones do; whatever goes wrong costs no update; formats are what they say."
+import platform
 import copy
 import gc
 import os
@@ -742,3 +743,22 @@ def test_real_products_in_8_bits():
     if 'fp8' not in generation(torch.cuda.get_device_capability()).formats: pytest.skip('probe: this card has no fp8')
     eight,sixteen = [job(wide(), precision=p, compile=False, graph=False).fit(epochs=10) for p in ('fp8','bf16')]
     for a,b in zip(eight.history['loss'], sixteen.history['loss']): assert abs(a-b)<.05
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ('x86_64','amd64'), reason='by itself only on x86')
+@pytest.mark.parametrize('kind', ['tensors','loader','series'])
+def test_a_layout_is_tried_before_anybody_holds_a_weight(kind):
+    x,y = torch.randn(64,3,8,8,generator=torch.Generator().manual_seed(0)),torch.arange(64)%4
+    class Views(nn.Module):
+        def __init__(self): super().__init__(); self.conv,self.out = nn.Conv2d(3,8,3),nn.Linear(8*36,4)
+        def forward(self, x): h = self.conv(x); return self.out(h.view(len(h),-1))
+    def run(model, **kw):
+        torch.manual_seed(0)
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x,y), batch_size=16)
+        data = dict(tensors=lambda: Data.from_tensors((x,y), (x,y), batch_size=16, augment=lambda b: (b[0]+torch.rand(()), b[1])), loader=lambda: Data(loader, loader), series=lambda: Data(list(loader), list(loader)))[kind]()
+        return Trainer(model(), data, F.cross_entropy, callbacks=[EMA(.5)], seed=0, **kw).fit(epochs=2)
+    flat = lambda: nn.Sequential(nn.Conv2d(3,8,3), nn.BatchNorm2d(8), nn.Dropout(.1), nn.Flatten(), nn.Linear(8*36,4))
+    chosen,asked,plain = run(flat),run(flat, channels_last=kind!='series'),run(Views)
+    assert chosen.layout==(kind!='series') and not plain.layout
+    assert chosen.history.steps()==asked.history.steps() and chosen.history['val_loss']==asked.history['val_loss']
+    assert plain._why['layout'].startswith('channels first: ' + ('what the batches are like' if kind=='series' else 'it calls .view()'))

@@ -6,15 +6,15 @@ Which format the tensor cores multiply in, how a picture lies in memory, whether
 
 # %% auto #0
 __all__ = ['e4m3', 'e5m2', 'quantized', 'Float8Linear', 'float8_layers', 'to_float8', 'said_of_float8', 'check_formats',
-           'choose_layout', 'takes_pixels', 'choose_threads']
+           'choose_layout', 'example', 'takes_pixels', 'choose_threads']
 
-# %% ../../nbs/trainer/02c_formats.ipynb #da85a92e
+# %% ../../nbs/trainer/02c_formats.ipynb #4289aee0
 import os, platform
 import torch
 from fastcore.basics import patch
 from torch import nn
 from .modes import Stepping
-from .step import StepError, TrainerError, choose_precision, scaler_for
+from .step import StepError, TrainerError, choose_precision, move, scaler_for
 
 # %% ../../nbs/trainer/02c_formats.ipynb #dad0b2d0
 e4m3,e5m2 = torch.float8_e4m3fn,torch.float8_e5m2
@@ -93,7 +93,7 @@ def _set_precision(self:Stepping, name, reason):
     elif self.want=='auto': reason += _about_float8(self)
     self._why['precision'] = f'precision {name}: {reason}' if reason else f'precision {name}'
 
-# %% ../../nbs/trainer/02c_formats.ipynb #5340c7c1
+# %% ../../nbs/trainer/02c_formats.ipynb #5bed0b5f
 def check_formats(channels_last, deterministic, threads):
     "Raise for what is no choice."
     if channels_last not in ('auto',True,False) or deterministic not in (True,False): raise TrainerError(f'channels_last={channels_last!r}, deterministic={deterministic!r}', 'Trainer', 'use True, False, or for channels_last "auto"')
@@ -111,12 +111,28 @@ def choose_layout(t, want): # (whether, why)
     if t.device.type!='cuda' or t.precision not in ('bf16','fp16','fp8'): return False,f'channels first: the other layout is for 16-bit numbers on a GPU, this is {t.precision} on {t.device.type}'
     return True,'channels last: tensor cores read a pixel at once'
 
-def takes_pixels(t, batch) -> str:
+def example(src, device):
+    "Two items of a source as a batch, read without a trace; None where that cannot be."
+    from mlstack.trainer.data import Tensors
+    from mlstack.trainer.reading import Loader, own_states
+    if not isinstance(src, (Tensors,Loader)): return None
+    with own_states():
+        if isinstance(src, Tensors): batch = src.join([c[:2] for c in src.cols])
+        else:
+            items = src.given.dataset
+            batch = src.given.collate_fn([items[i%len(items)] for i in range(2)])
+        batch = move(batch, device)
+        for change in filter(None, (src.augment,src.prepare)): batch = change(batch)
+    return batch
+
+def takes_pixels(t, src) -> str:
     "Why the model cannot be laid out by pixels, tried without contents; or nothing."
     from torch._subclasses.fake_tensor import FakeTensorMode
     from mlstack.hardware.planning import weightless
-    args,named = t._inputs(batch)
     try:
+        batch = example(src, t.device)
+        if batch is None: return 'what the batches are like is not known before they are read; channels_last=True does it'
+        args,named = t._inputs(batch)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode: # unlike meta, it has the layouts of this device
             light = lambda x: mode.from_tensor(x.to(memory_format=torch.channels_last) if x.ndim==4 else x)
             model = weightless(t.model, light)
@@ -136,12 +152,12 @@ def _set_layout(self:Stepping, want):
     if why: self._why['layout'] = why
 
 @patch
-def _try_layout(self:Stepping, batch):
-    "Before the first step: lay out the model by pixels if that was left to us and it takes it."
+def _try_layout(self:Stepping):
+    "Before the first step, and before a callback holds a weight: lay out the model by pixels if that was left to us and it takes it."
     if not self._layout_open: return
     self._layout_open = False
     many,own = self.parallel.world_size>1,self.step_function is not None
-    no = 'several processes have wrapped the model; channels_last=True does it' if many else 'the step is your own; channels_last=True does it' if own else takes_pixels(self, batch)
+    no = 'several processes have wrapped the model; channels_last=True does it' if many else 'the step is your own; channels_last=True does it' if own else takes_pixels(self, self.data.train)
     self._why['layout'] = f'channels first: {no}' if no else choose_layout(self,'auto')[1]
     if no: return
     self.layout = True

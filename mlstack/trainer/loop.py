@@ -124,7 +124,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #5a4e16a0
+# %% ../../nbs/trainer/11_loop.ipynb #b3079724
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -140,7 +140,6 @@ def _set_lr(self:Trainer, schedule):
 @patch
 def _build(self:Trainer, batch):
     "The first step, which checks, and the step for all others, for batches like this one."
-    self._try_layout(batch[0] if self.accumulate>1 else batch)
     metrics,objects = self._split_metrics() if self.data.valid is None else ({},{}) # with validation data they are measured there
     forward = self._forward(batch[0] if self.accumulate>1 else batch, metrics, tuple(m.update for m in objects.values()))
     before = [lambda values, hook=hook: hook(self) for hook in self._hooks['before_update']]
@@ -240,7 +239,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #d4d9b273
+# %% ../../nbs/trainer/11_loop.ipynb #523af790
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -309,6 +308,7 @@ def fit(self:Trainer,
     if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
     self._differs = []
     self._began = clock.monotonic()-self._fit['spent']
+    self._try_layout()
     self._bind(ctx)
     self._begin(going_on)
     failed = None
