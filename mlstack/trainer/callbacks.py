@@ -6,7 +6,8 @@ A callback is a class with the hooks it needs: `before_fit`, `before_epoch`, `be
 
 # %% auto #0
 __all__ = ['hook_names', 'SkipStep', 'StopEpoch', 'CallbackError', 'Callback', 'hooks', 'check_callbacks', 'culprit', 'farewell',
-           'History', 'NonFiniteLoss', 'Recorder', 'direction', 'EarlyStopping', 'fitted', 'loss_picture', 'Progress']
+           'History', 'NonFiniteLoss', 'Recorder', 'direction', 'check_column', 'EarlyStopping', 'fitted',
+           'loss_picture', 'Progress']
 
 # %% ../../nbs/trainer/04_callbacks.ipynb #49887465
 import html, math, os, re, shutil, sys, threading, time, traceback
@@ -38,7 +39,7 @@ class Callback:
     def after_epoch(self, t): "The epoch's row is in `t.history`."
     def after_fit(self, t): "However the fit ended; `t.stopped` says why, or is None."
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #8b4f8c9a
+# %% ../../nbs/trainer/04_callbacks.ipynb #26b7f3e3
 def hooks(callbacks, name:str) -> tuple:
     "The bound methods called `name` of those callbacks that override it, in order."
     return tuple(getattr(c,name) for c in callbacks if getattr(type(c),name) is not getattr(Callback,name))
@@ -48,6 +49,7 @@ def check_callbacks(callbacks):
     for c in callbacks:
         if isinstance(c,type): raise CallbackError(f'{c.__name__} is a class', 'Trainer(callbacks=)', f'give an instance: {c.__name__}()')
         if not isinstance(c,Callback): raise CallbackError(f'{type(c).__name__} is no callback', 'Trainer(callbacks=)', 'derive it from mlstack.trainer.Callback')
+        if foreign := [n for n in dir(type(c)) if n.startswith('on_')]: raise CallbackError(f'{type(c).__name__}.{foreign[0]} would never be called', 'Trainer(callbacks=)', f'the hooks are {", ".join(hook_names)}')
         for name in dir(type(c)):
             if name.startswith(('before_','after_')) and name not in hook_names:
                 raise CallbackError(f'{type(c).__name__}.{name} would never be called', 'Trainer(callbacks=)', f'the hooks are {", ".join(hook_names)}')
@@ -74,7 +76,7 @@ def farewell(hooks, t, error=None):
         if first is not None: raise first
     finally: del first,error # they hold this frame
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #26680a3d
+# %% ../../nbs/trainer/04_callbacks.ipynb #7937212c
 def _cell(v): return '' if v is None else f'{v:.4g}' if isinstance(v,float) else str(v)
 
 class History:
@@ -116,7 +118,7 @@ class History:
     def plot(self, ax=None):
         "The loss of every step and, as dots, what was validated."
         import matplotlib.pyplot as plt
-        ax = ax or plt.subplots(figsize=(5,2.5))[1]
+        ax = ax or plt.subplots(figsize=(5,2.5), layout='constrained')[1]
         steps,vals = self.steps()
         ax.plot(steps, vals, color='.6', lw=.8, label='loss')
         if self['val_loss']: ax.plot([r['step'] for r in self.rows if 'val_loss' in r], self['val_loss'], 'ko-', ms=4, label='val_loss')
@@ -207,13 +209,24 @@ class Recorder(Callback):
     def state_dict(self): return dict(sums=dict(self.sums), n=self.n)
     def load_state_dict(self, s): self.sums,self.n = dict(s['sums']),s['n']
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #d0fe87c5
-_lower = 'loss','err','wer','cer','ppl','perplexity','mse','mae','rmse'
+# %% ../../nbs/trainer/04_callbacks.ipynb #e45d8578
+_lower = set('loss losses err error errors wer cer eer ppl perplexity mse mae rmse mape nll bpb bpc fid ece brier kl crps chamfer hinge distance regret latency'.split())
+_higher = set('acc accuracy accuracies top1 top5 f1 fbeta auc auroc auprc roc ap map precision recall sensitivity specificity iou miou dice bleu rouge meteor chrf score r2 psnr ssim kappa mcc corr correlation pearson spearman reward return ndcg mrr hits em'.split())
 
 def direction(name, mode='auto'):
-    "+1 where more is better, -1 where less is; guessed from the name."
+    "+1 where more is better, -1 where less is; guessed from the words of the name."
     if mode not in ('auto','min','max'): raise CallbackError(f'mode is {mode!r}', 'EarlyStopping', 'use "auto", "min" or "max"')
-    return dict(min=-1, max=1).get(mode) or (-1 if any(w in name.lower() for w in _lower) else 1)
+    words = set(re.findall('[a-z]+[0-9]?', name.lower())) | set(name.lower().split('_'))
+    known = dict(min=-1, max=1).get(mode) or (-1 if words&_lower else 1 if words&_higher else None)
+    if known is None: raise CallbackError(f'nobody knows whether more or less {name!r} is better', 'mode="auto"', 'say mode="max" or mode="min"')
+    return known
+
+def check_column(name, t, where):
+    "Raise before the first step for a column that the history will not have, as far as that is known."
+    if not name.startswith('val_') or t.data is None: return
+    if t.data.valid is None: raise CallbackError(f'there is no {name!r} to watch without validation data', where, 'give Data(train, valid), or watch "loss"')
+    known = ['loss',*t.metrics]
+    if t.step_function is None and not any(name[4:].startswith(k) for k in known): raise CallbackError(f'there is no {name!r} to watch', where, f'known: {", ".join(f"val_{k}" for k in known)}')
 
 class EarlyStopping(Callback):
     "Stop when `monitor` has not improved for `patience` epochs."
@@ -223,13 +236,16 @@ class EarlyStopping(Callback):
         min_delta:float=0.,  # what counts as improvement
         mode='auto'          # "min", "max", or guessed by name
     ): self.monitor,self.patience,self.min_delta,self.sign,self.best,self.bad = monitor,patience,min_delta,direction(monitor,mode),None,0
-    def after_epoch(self, t):
+    def before_fit(self, t): check_column(self.monitor, t, 'EarlyStopping')
+    def after_epoch(self, t): self.look(t)
+    def look(self, t):
+        "Judge the newest row: at the end of an epoch, and after each validation of `fit(validate=)`."
         row = t.history.rows[-1]
         if self.monitor not in row: raise CallbackError(f'there is no {self.monitor!r} to watch', 'EarlyStopping', f'known: {", ".join(row)}')
         val = self.sign*row[self.monitor]
         if self.best is None or val > self.best+self.min_delta: self.best,self.bad = val,0
         else: self.bad += 1
-        if self.bad>=self.patience: raise StopTraining(f'{self.monitor} has not improved for {self.bad} epoch{"s"*(self.bad>1)}')
+        if self.bad>=self.patience: raise StopTraining(f'{self.monitor} has not improved in {self.bad} validation{"s"*(self.bad>1)}' if self.monitor.startswith('val_') else f'{self.monitor} has not improved for {self.bad} epoch{"s"*(self.bad>1)}')
     def state_dict(self): return dict(best=self.best, bad=self.bad)
     def load_state_dict(self, s): self.best,self.bad = s['best'],s['bad']
 

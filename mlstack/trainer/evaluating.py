@@ -113,7 +113,7 @@ def _validation_source(self:Evaluating, data):
     if isinstance(data, Data): data = data.valid or data.train
     return self.data.valid if data is None else source(data)
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #8c777119
+# %% ../../nbs/trainer/07_evaluating.ipynb #036f039e
 @patch
 def _inputs(self:Evaluating, batch):
     "What the model takes of a batch, as (positional, named): all but the target, where there is a loss that wants it."
@@ -147,6 +147,15 @@ def _predicting(self:Evaluating):
         with torch.no_grad(), self._averaged(): yield lambda inputs: move(forward(self.model, move(inputs,self.device)), 'cpu')
     finally: self.model.train(was)
 
+def _joined(outs):
+    "Outputs of batches as one: tensors in a row, also inside of dicts; a list where they do not fit together."
+    if outs and isinstance(outs[0], dict) and all(isinstance(o,dict) and o.keys()==outs[0].keys() for o in outs):
+        found = {k: [o[k] for o in outs] for k in outs[0]}
+        found = {k: _joined(vs) for k,vs in found.items() if isinstance(vs[0],torch.Tensor) and vs[0].ndim} # no loss, and nothing that is not there
+        return type(outs[0])(**found) if type(outs[0]) is not dict else found
+    same = outs and all(isinstance(o,torch.Tensor) and o.ndim and o.shape[1:]==outs[0].shape[1:] for o in outs)
+    return torch.cat(outs) if same else outs
+
 @patch
 def predict(self:Evaluating,
     data,   # a tensor of inputs, a batch (targets are left out), a loader or Data
@@ -155,7 +164,7 @@ def predict(self:Evaluating,
     "The model's outputs for all items, in order, on the CPU; or the path of the file with them."
     if to is not None: return self._predict_to(Path(to), data)
     with self._predicting() as of: outs = [of(inputs) for inputs in self._to_predict(data)]
-    return torch.cat(outs) if outs and isinstance(outs[0],torch.Tensor) else outs
+    return _joined(outs)
 
 # %% ../../nbs/trainer/07_evaluating.ipynb #0e40b53b
 def columns_of(out, n, name='output') -> dict: # name -> array with `n` rows

@@ -43,7 +43,7 @@ def explain(self:Inspecting) -> Sentences:
     if self.schedule is not None: self._why['schedule'] = f'schedule {getattr(self.schedule,"__name__",self.schedule)}'
     return Sentences(self._why.values())
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #aa0ca5f5
+# %% ../../nbs/trainer/10_inspecting.ipynb #a850d5ea
 class LrCurve:
     "Rates, losses, and `lr`, the suggestion."
     def __init__(self, lrs, losses):
@@ -52,7 +52,7 @@ class LrCurve:
     def __repr__(self): return f'lr {self.lr:.1e}'
     def plot(self, ax=None):
         import matplotlib.pyplot as plt
-        ax = ax or plt.subplots(figsize=(5,2.5))[1]
+        ax = ax or plt.subplots(figsize=(5,2.5), layout='constrained')[1]
         ax.semilogx(self.lrs, self.losses, 'k'); ax.axvline(self.lr, color='.6', ls='--')
         ax.set(xlabel='lr', ylabel='loss')
         return ax

@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #c8017f01
+# %% ../../nbs/trainer/11_loop.ipynb #beba075c
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -21,7 +21,7 @@ from .step import Single, TrainerError, check_clip, clipper, make_step, move, on
 from .modes import Modes, Stepping, build
 from .formats import check_formats
 from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
-from .callbacks import History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, culprit, farewell, hook_names, hooks
+from .callbacks import Callback, History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, culprit, farewell, hook_names, hooks
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
@@ -44,7 +44,7 @@ def _resolve_parallel(parallel):
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return parallel
 
-# %% ../../nbs/trainer/11_loop.ipynb #07ed3962
+# %% ../../nbs/trainer/11_loop.ipynb #1d3fa778
 class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, Sparing, Profiled):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -76,10 +76,12 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         if run is not None and not callable(getattr(run,'log',None)): raise TrainerError(f'run is a {type(run).__name__}, which cannot log', 'Trainer(run=)', 'give an object with .log(metrics, step=)')
         if not isinstance(lr,(int,float,torch.Tensor)) and lr is not None: raise TrainerError(f'lr is {lr!r}, a {type(lr).__name__}', 'Trainer(lr=)', f'give a number: lr=float({lr!r})' if isinstance(lr,str) else 'give a number')
         _check_loss_function(loss)
+        if isinstance(callbacks, Callback): callbacks = [callbacks]
         check_callbacks(callbacks)
         self.model,self.data = model, data if data is None or isinstance(data,Data) else Data(data)
         if opt is None and loss is None and self.data is not None and self.data.valid is not None:
             raise TrainerError('a step that makes its own updates cannot validate', 'Trainer(opt=None)', 'give data without validation, or loss= to validate with')
+        if opt is None and (clip is not None or schedule is not None): raise TrainerError(f'{"clip" if clip is not None else "schedule"} has no optimizer to act on', 'Trainer(opt=None)', 'clip and set rates in your own step')
         self.loss,self.opt,self.lr,self.schedule,self.metrics,self.step_function = loss,opt,lr,schedule,check_metrics(metrics,step),step
         self.accumulate,self.clip,self.want,self.callbacks,self.run = accumulate,clip,precision,list(callbacks),run
         self.seed = int.from_bytes(np.random.bytes(4),'big') if seed is None else seed
@@ -239,7 +241,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #523af790
+# %% ../../nbs/trainer/11_loop.ipynb #7945d588
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -321,6 +323,7 @@ def fit(self:Trainer,
             if self._interrupted: raise KeyboardInterrupt
         except StopTraining as e:
             failed,self.stopped = e,str(e)
+            self._say(f'stopped: {e}')
             try: self.recorder.close(self.device)
             except StopTraining: pass # the run repeats what we know
             if self._saving and self.step>before and (self._whole or self.step>self._began_at): self._save_now(judge=False)

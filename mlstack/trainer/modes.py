@@ -118,7 +118,7 @@ class Undo:
         if self.t.measured.objects: self.t.measured.load_state_dict(self.measured)
         set_random_state(self.rng, self.t.device)
 
-# %% ../../nbs/trainer/02a_modes.ipynb #c419ed08
+# %% ../../nbs/trainer/02a_modes.ipynb #c862a199
 def last_batch(t): # (the first of the batches for an epoch's last update, the items of a full batch)
     "Where a short batch can be expected: at a place in the epoch, so that a resumed fit expects it there too."
     plan = t._plan()
@@ -142,7 +142,8 @@ class Modes(Callback):
         how,parts,why = choose_compile(t, self.wanted('compile'))
         graphing,why_graph = choose_graph(t, self.wanted('graph'))
         if self.taken and 'auto' in self.want.values(): why_graph += '; as in the checkpoint' if all(self.taken.get(k,v)==v for k,v in dict(compile=how,graph=graphing).items()) else ''
-        return how,parts,graphing,dict(compile=why, graph=why_graph)
+        of_old = lambda name,said: said.replace(', as asked','') if self.want[name]=='auto' else said # the checkpoint asks, not the user
+        return how,parts,graphing,dict(compile=of_old('compile',why), graph=of_old('graph',why_graph))
 
     def before_fit(self, t):
         if self.compiled is not None: self.compiled.remove() # a fit whose end was cut off

@@ -131,7 +131,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #1daef059
+# %% ../../nbs/trainer/08_resuming.ipynb #6d3f9627
 def _load_model(model, state, path):
     said = misfit(model, state)
     try: model.load_state_dict(state)
@@ -217,6 +217,7 @@ def _take(self:Resuming, path, parts):
     self._seeded = True
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('mlstack','torch','device','chip','world_size','threads') if k in note and note[k]!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else []) + cannot
+    if self.optimizer is None: other.append('optimizers of your own step are not in the checkpoint, unless a callback with state_dict keeps them')
     self._why['resume'] = f'resumed at step {self.step}' + (f', but not as one training without a break: {"; ".join(self._differs+other)}' if self._differs else ': bit for bit' if not other else f': within tolerance ({"; ".join(other)})')
 
 @patch

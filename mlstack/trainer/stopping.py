@@ -7,9 +7,10 @@ A training ends when it has had its epochs, steps or time; when a callback says 
 # %% auto #0
 __all__ = ['Stopping', 'seconds', 'Preempted']
 
-# %% ../../nbs/trainer/09_stopping.ipynb #36d5c72d
-import math, os, signal, threading, time as clock
+# %% ../../nbs/trainer/09_stopping.ipynb #294307e9
+import math, os, signal, tempfile, threading, time as clock
 from contextlib import contextmanager
+from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader
@@ -57,7 +58,7 @@ def done(self:Stopping) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #6cc5cc7f
+# %% ../../nbs/trainer/09_stopping.ipynb #a7c21665
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
     def __init__(self, asked, stop, parallel, every=16): self.asked,self.stop,self.parallel,self.every,self.sent,self.raised = asked,stop,parallel,every,None,{}
@@ -117,8 +118,10 @@ class _Validator(Callback):
         t.validate()
         took,self.began = clock.monotonic()-self.began,clock.monotonic()
         t._add_row(took)
+        for c in t.callbacks:
+            if hasattr(c,'look'): c.look(t)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #d0308bfb
+# %% ../../nbs/trainer/09_stopping.ipynb #cfa9d981
 class Preempted(StopTraining, SystemExit):
     "A signal asked this process to leave, and its training is saved; where nobody catches it the process leaves with 128 + the signal's number."
     def __init__(self, said, number=signal.SIGTERM):
@@ -126,10 +129,13 @@ class Preempted(StopTraining, SystemExit):
         self.code = 128+number
 
 class _Patient:
-    "A loader's worker that a signal to the whole group finds deaf for a minute: the training ends its step first."
-    def __init__(self, init): self.init = init
+    "A loader's worker that a signal to the whole group finds deaf for a minute while the fit lasts: the training ends its step first."
+    def __init__(self, init, sign): self.init,self.sign = init,sign # a file that is there while the fit lasts
     def __call__(self, number):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))
+        def terminate(*_):
+            if os.path.exists(self.sign): signal.alarm(60)
+            else: os._exit(0) # the process that read from here is leaving
+        signal.signal(signal.SIGTERM, terminate)
         if hasattr(signal,'SIGUSR1'): signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if self.init is not None: self.init(number)
 
@@ -158,9 +164,12 @@ def _signals(self:Stopping, stop):
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n,do) for n,default,do in ours if main and signal.getsignal(n)==default}
     loaders = [(o,o.worker_init_fn) for o in _loaders(self.data)] if signal.SIGTERM in before else []
-    for o,init in loaders: o.worker_init_fn = _Patient(init)
+    sign = Path(tempfile.gettempdir(), f'mlstack-fit-{pid}') # the same in every fit: workers may outlive one
+    if loaders: sign.touch()
+    for o,init in loaders: o.worker_init_fn = _Patient(init, str(sign))
     try: yield
     finally:
+        if loaders: sign.unlink(missing_ok=True)
         for o,init in loaders: o.worker_init_fn = init
         for n,handler in before.items(): signal.signal(n, handler)
 
