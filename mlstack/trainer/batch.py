@@ -35,12 +35,13 @@ def describe(batch) -> str:
     if isinstance(batch, (tuple,list)): return '(' + ', '.join(map(describe,batch)) + ')'
     return 'None' if batch is None else type(batch).__name__
 
-# %% ../../nbs/trainer/00a_batch.ipynb #9a16f23c
+# %% ../../nbs/trainer/00a_batch.ipynb #20c525a2
 def _moves_itself(batch): return callable(getattr(batch,'to',None)) and not isinstance(batch, nn.Module)
 
 def _moved(batch, device):
-    try: return batch.to(device, non_blocking=True)
-    except TypeError: return batch.to(device)
+    try: new = batch.to(device, non_blocking=True)
+    except TypeError: new = batch.to(device)
+    return batch if new is None else new # it has moved in place
 
 def move(batch, device):
     "`batch` with every tensor in it on `device`; numpy arrays become tensors."
