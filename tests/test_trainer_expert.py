@@ -420,7 +420,7 @@ def test_validation_data_that_does_not_fit_is_named():
     with pytest.raises(StepError, match='label 1[0-9] .* is none of the 10 classes') as e: Trainer(still(), Data.from_tensors((x,y), (x[:100],y[:100]+10), batch_size=64), F.cross_entropy).fit(epochs=1)
     assert 'in validation' in str(e.value.__notes__)
     with pytest.raises(RuntimeError) as e: Trainer(still(), Data.from_tensors((x,y), [x[:100,:5],y[:100]], batch_size=64), F.cross_entropy).fit(epochs=1)
-    assert 'in validation, with a batch (float32[100, 5], int64[100])' in e.value.__notes__
+    assert 'in validation, with a batch (float32[64, 5], int64[64])' in e.value.__notes__
 
 
 class InPlace:
