@@ -434,3 +434,18 @@ def test_batches_that_move_in_place():
     batches = [InPlace(x[i:i+50],y[i:i+50]) for i in range(0,200,50)]
     t = Trainer(still(), Data(batches), step=lambda model,b: F.cross_entropy(model(b.x),b.y)).fit(epochs=1)
     assert t.step==4 and all(b.moved for b in batches)
+
+
+def test_a_resume_just_before_memory_runs_out_is_bit_exact(tmp_path):
+    "The failed attempt is made once in both, also where it is the first step: batch norm counts it."
+    def full(out, y):
+        if out.requires_grad and t.step>=4 and len(out)>32: raise RuntimeError("can't allocate memory")
+        return F.cross_entropy(out, y)
+    def job(*callbacks): return Trainer(net(), Data.from_tensors(*digits(), batch_size=64), full, lr=3e-3, callbacks=callbacks)
+    t = job(CutAt(5))
+    with pytest.warns(UserWarning, match='memory ran out at step 5'), pytest.raises(Cut): t.fit(steps=8, save=Checkpoints(tmp_path, every=4))
+    t = job()
+    with pytest.warns(UserWarning, match='memory ran out at step 5'): resumed = t.fit(steps=8, save=tmp_path, resume=True)
+    t = job()
+    with pytest.warns(UserWarning, match='memory ran out at step 5'): straight = t.fit(steps=8)
+    assert resumed.micro==32 and same_weights(resumed.model, straight.model) and resumed.history['val_loss']==straight.history['val_loss']
