@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mlstack import workers
 from mlstack.core import context
@@ -449,3 +449,13 @@ def test_a_resume_just_before_memory_runs_out_is_bit_exact(tmp_path):
     t = job()
     with pytest.warns(UserWarning, match='memory ran out at step 5'): straight = t.fit(steps=8)
     assert resumed.micro==32 and same_weights(resumed.model, straight.model) and resumed.history['val_loss']==straight.history['val_loss']
+
+
+class Rows(IterableDataset):
+    def __iter__(self): return iter([(torch.ones(784)*i/104, i%10) for i in range(104)])
+
+
+def test_one_loader_for_both_with_workers_that_stay():
+    loader = DataLoader(Rows(), batch_size=16, num_workers=1, persistent_workers=True)
+    t = Trainer(still(), Data(loader, loader), F.cross_entropy).fit(epochs=2, validate=3)
+    assert t.step==14 and [r['step'] for r in t.history.rows]==[3,6,7,9,12,14]
