@@ -578,6 +578,20 @@ def test_a_graph_that_does_not_work_costs_no_update(monkeypatch, name, why):
     assert t.mode=='eager' and same_weights(t.model, eager.model) and t.history.steps()==eager.history.steps()
 
 
+def test_memory_that_runs_out_while_compiling_leaves_it_compiled(monkeypatch):
+    "The host says so with a RuntimeError, which is none of the compiler's."
+    monkeypatch.setattr(modes, 'backend', 'aot_eager')
+    class Look(Callback):
+        def before_fit(self, t): self.on = []
+        def after_step(self, t): self.on.append(t.modes.compiled.on)
+    def loss(out, y):
+        if out.requires_grad and len(out)>8: raise RuntimeError("can't allocate memory")
+        return F.cross_entropy(out, y)
+    look = Look()
+    with pytest.warns(UserWarning, match='memory ran out at step 1'): t = Trainer(Tower(), Data.from_tensors(items(64), batch_size=16), loss, compile=True, callbacks=[look]).fit(steps=3)
+    assert t.mode=='compiled' and t.micro==8 and look.on==[True]*3
+
+
 def test_a_count_in_python_is_caught(replayed):
     with pytest.warns(UserWarning, match='a replay gave'): t = job(Counts(), graph=True).fit(epochs=3)
     assert t.mode=='eager' and t.step==12

@@ -16,7 +16,7 @@ from torch import nn
 
 from mlstack import workers
 from mlstack.core import StopTraining, use
-from mlstack.trainer import EMA, Callback, CallbackError, Checkpoints, CheckpointError, Data, EarlyStopping, ExportError, Preempted, SkipStep, Trainer
+from mlstack.trainer import EMA, Callback, CallbackError, Checkpoints, CheckpointError, Data, EarlyStopping, ExportError, Preempted, SWA, SkipStep, Trainer
 from mlstack.trainer import checkpoints as room
 from mlstack.trainer.checkpoints import Staging, read_checkpoint, write_checkpoint
 from tests import house
@@ -359,6 +359,18 @@ def test_a_signal_saves_and_leaves_and_the_next_process_goes_on(tmp_path, hook, 
     assert Checkpoints(tmp_path).steps()[:1]==([saved] if saved else [])
     assert all(signal.getsignal(n)==signal.SIG_DFL for n in (signal.SIGTERM,signal.SIGUSR1))
     assert is_same(job().fit(epochs=3, save=tmp_path, resume=True), straight)
+
+
+@pytest.mark.parametrize('average', [lambda: EMA(.9), lambda: SWA(.2)])
+@pytest.mark.parametrize('hook,step', [('after_step',6), ('before_validate',6), ('before_validate',12)])
+def test_a_signal_in_a_validation_between_epochs(tmp_path, hook, step, average):
+    "It is made again, so that its row is there; what had counted it counts it once."
+    fit,same = dict(epochs=2, validate=6), lambda t: [{k: v for k,v in r.items() if k!='seconds'} for r in t.history.rows]
+    straight,again,averages = job(average()).fit(**fit),job(average()),[]
+    with use(), pytest.raises(Preempted): job(average(),At(hook,step,send(signal.SIGTERM))).fit(**fit, save=tmp_path)
+    again.fit(**fit, save=tmp_path, resume=True)
+    averages = [c for t in (straight,again) for c in t.callbacks if hasattr(c,'applied')]
+    assert is_same(again, straight) and same(again)==same(straight) and averages[0].n==averages[1].n and all(map(torch.equal, averages[0].mean, averages[1].mean))
 
 
 def test_a_signal_during_a_save(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mlstack import workers
 from mlstack.core import context
@@ -393,3 +393,69 @@ def test_folds_validate_every_item_once():
     assert n==200 and max(losses)<2.2
     with pytest.raises(ValueError, match='from 2 to 3'): list(Data.folds((x[:3],y[:3]), k=4))
     with pytest.raises(ValueError, match='5 groups for 200 items'): list(Data.folds((x,y), groups=range(5)))
+
+
+def test_swa_counts_epochs_however_often_is_validated():
+    t = job(callbacks=[SWA(.2)]).fit(epochs=3, validate=5)
+    assert len(t.history)==9 and t.callbacks[0].n==3
+    was,said = [m.clone() for m in t.callbacks[0].mean],t.validated
+    assert t.validate()==said and t.callbacks[0].n==3 and all(map(torch.equal, was, t.callbacks[0].mean))
+
+
+def test_a_fit_after_a_failed_validation_ends_the_epoch():
+    class Fail(Callback):
+        def before_validate(self, t): raise RuntimeError('no')
+    fail = Fail()
+    t,straight = job(callbacks=[fail]),job().fit(epochs=2)
+    with pytest.raises(RuntimeError, match='no'): t.fit(epochs=1)
+    assert t.model.training
+    t.callbacks.remove(fail)
+    t.fit(epochs=1)
+    assert t.epoch==1 and t.history['val_loss']==straight.history['val_loss'][:1]
+    assert same_weights(t.fit(epochs=1).model, straight.model)
+
+
+def test_validation_data_that_does_not_fit_is_named():
+    (x,y),_ = digits()
+    with pytest.raises(StepError, match='label 1[0-9] .* is none of the 10 classes') as e: Trainer(still(), Data.from_tensors((x,y), (x[:100],y[:100]+10), batch_size=64), F.cross_entropy).fit(epochs=1)
+    assert 'in validation' in str(e.value.__notes__)
+    with pytest.raises(RuntimeError) as e: Trainer(still(), Data.from_tensors((x,y), [x[:100,:5],y[:100]], batch_size=64), F.cross_entropy).fit(epochs=1)
+    assert 'in validation, with a batch (float32[64, 5], int64[64])' in e.value.__notes__
+
+
+class InPlace:
+    "A batch that moves itself, and returns nothing."
+    def __init__(self, x, y): self.x,self.y,self.moved = torch.tensor(x),torch.tensor(y),0
+    def to(self, device): self.x,self.y,self.moved = self.x.to(device),self.y.to(device),self.moved+1
+
+
+def test_batches_that_move_in_place():
+    (x,y),_ = digits()
+    batches = [InPlace(x[i:i+50],y[i:i+50]) for i in range(0,200,50)]
+    t = Trainer(still(), Data(batches), step=lambda model,b: F.cross_entropy(model(b.x),b.y)).fit(epochs=1)
+    assert t.step==4 and all(b.moved for b in batches)
+
+
+def test_a_resume_just_before_memory_runs_out_is_bit_exact(tmp_path):
+    "The failed attempt is made once in both, also where it is the first step: batch norm counts it."
+    def full(out, y):
+        if out.requires_grad and t.step>=4 and len(out)>32: raise RuntimeError("can't allocate memory")
+        return F.cross_entropy(out, y)
+    def job(*callbacks): return Trainer(net(), Data.from_tensors(*digits(), batch_size=64), full, lr=3e-3, callbacks=callbacks)
+    t = job(CutAt(5))
+    with pytest.warns(UserWarning, match='memory ran out at step 5'), pytest.raises(Cut): t.fit(steps=8, save=Checkpoints(tmp_path, every=4))
+    t = job()
+    with pytest.warns(UserWarning, match='memory ran out at step 5'): resumed = t.fit(steps=8, save=tmp_path, resume=True)
+    t = job()
+    with pytest.warns(UserWarning, match='memory ran out at step 5'): straight = t.fit(steps=8)
+    assert resumed.micro==32 and same_weights(resumed.model, straight.model) and resumed.history['val_loss']==straight.history['val_loss']
+
+
+class Rows(IterableDataset):
+    def __iter__(self): return iter([(torch.ones(784)*i/104, i%10) for i in range(104)])
+
+
+def test_one_loader_for_both_with_workers_that_stay():
+    loader = DataLoader(Rows(), batch_size=16, num_workers=1, persistent_workers=True)
+    t = Trainer(still(), Data(loader, loader), F.cross_entropy).fit(epochs=2, validate=3)
+    assert t.step==14 and [r['step'] for r in t.history.rows]==[3,6,7,9,12,14]

@@ -13,7 +13,7 @@ import copy
 import torch
 from .callbacks import Callback, CallbackError
 
-# %% ../../nbs/trainer/12_averaging.ipynb #ad6ef41e
+# %% ../../nbs/trainer/12_averaging.ipynb #014f0f61
 def _weights(model): return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
 
 class Average(Callback):
@@ -40,7 +40,7 @@ class Average(Callback):
     def applied(self, model):
         "Within this context the model has the averaged weights, if there are any yet."
         if self.mean is None: yield model; return
-        pairs = list(zip(_weights(model), [m.to(w.dtype) for m,w in zip(self.mean,_weights(model))], strict=True))
+        pairs = list(zip(_weights(model), [m.to(w.device,w.dtype) for m,w in zip(self.mean,_weights(model))], strict=True))
         own = [w.data for w,_ in pairs]
         for w,m in pairs: w.data = m
         try: yield model
@@ -51,7 +51,9 @@ class Average(Callback):
         "A copy of `model` with the averaged weights."
         with self.applied(model): return copy.deepcopy(model)
     def state_dict(self): return dict(n=self.n, mean=self.mean)
-    def load_state_dict(self, s): self.n,self.mean = s['n'],s['mean']
+    def load_state_dict(self, s):
+        self.n,self.mean = s['n'],s['mean']
+        if self.live and self.mean: self.mean = [m.to(w.device) for m,w in zip(self.mean,self.live)] # in the middle of a fit
 
 class EMA(Average):
     "Exponential moving average of the weights, a little of every step."
@@ -73,8 +75,14 @@ class SWA(Average):
     ):
         if not 0<=start<1: raise CallbackError(f'start is {start!r}', 'SWA', 'give the part of the fit after which averaging begins, such as 0.75')
         super().__init__()
-        self.start,self.every = start,every
+        self.start,self.every,self.last = start,every,None
     def after_step(self, t):
         if self.every and not t.step%self.every and t.done()>=self.start: self.take(1/(self.n+1))
     def before_validate(self, t):
-        if not self.every and t.done()>=self.start: self.take(1/(self.n+1))
+        if self.every or self.live is None or t.midway or t.step==self.last or t.done()<self.start: return # validated besides; or this epoch has counted
+        self.take(1/(self.n+1))
+        self.last = t.step
+    def state_dict(self): return super().state_dict() | dict(last=self.last)
+    def load_state_dict(self, s):
+        super().load_state_dict(s)
+        self.last = s.get('last')

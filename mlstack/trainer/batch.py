@@ -35,12 +35,13 @@ def describe(batch) -> str:
     if isinstance(batch, (tuple,list)): return '(' + ', '.join(map(describe,batch)) + ')'
     return 'None' if batch is None else type(batch).__name__
 
-# %% ../../nbs/trainer/00a_batch.ipynb #9a16f23c
+# %% ../../nbs/trainer/00a_batch.ipynb #20c525a2
 def _moves_itself(batch): return callable(getattr(batch,'to',None)) and not isinstance(batch, nn.Module)
 
 def _moved(batch, device):
-    try: return batch.to(device, non_blocking=True)
-    except TypeError: return batch.to(device)
+    try: new = batch.to(device, non_blocking=True)
+    except TypeError: new = batch.to(device)
+    return batch if new is None else new # it has moved in place
 
 def move(batch, device):
     "`batch` with every tensor in it on `device`; numpy arrays become tensors."
@@ -152,7 +153,7 @@ def examined(loss, source=None):
         return loss(out, y)
     return looked
 
-# %% ../../nbs/trainer/00a_batch.ipynb #ae271a13
+# %% ../../nbs/trainer/00a_batch.ipynb #34e22274
 def blame_labels(batches, classes, ignore=-100) -> str:
     "The first of numbered `batches` with a label that is none of the classes, in a sentence."
     for number,batch in batches:
@@ -167,6 +168,7 @@ def note_batch(e, t):
     if not dead:
         if any(n.startswith('in the first step') for n in getattr(e,'__notes__',())): return
         e.add_note(f'in step {t.step+1}, batch {t.at+1} of epoch {t.epoch+1}: {describe(t.batch)}')
+    if 'find_unused_parameters' in str(e): e.add_note('here: Trainer(parallel=mlstack.ddp.DDP(find_unused_parameters=True))')
     if not dead and t.accumulate==1 and split_target(t.batch)[2] is None: e.add_note('its target is None')
     classes,again = getattr(t.data.train,'classes',None),getattr(t.data.train,'again',None)
     if classes is None or t.accumulate>1 and not dead: return

@@ -7,7 +7,8 @@ The order of the samples is part of the result: a run that is resumed, or repeat
 # %% auto #0
 __all__ = ['DataError', 'key_of', 'shuffled', 'as_tensor', 'Source', 'Tensors', 'torch_state', 'keyed', 'source', 'Data']
 
-# %% ../../nbs/trainer/01_data.ipynb #12287dae
+# %% ../../nbs/trainer/01_data.ipynb #3a566719
+import copy
 from contextlib import contextmanager
 from itertools import count
 import numpy as np, torch
@@ -184,7 +185,7 @@ def keyed(augment, key, rank, device):
         with torch_state(key_of(key,k,rank), device): return augment(batch)
     return change
 
-# %% ../../nbs/trainer/01_data.ipynb #cc396441
+# %% ../../nbs/trainer/01_data.ipynb #53dce278
 def source(obj):
     "The source that reads `obj`: a source as it is, or one of the next room's: a DataLoader, any iterable of batches."
     if all(hasattr(obj,n) for n in ('train','valid','count')): return obj
@@ -205,6 +206,7 @@ class Data:
         prepare=None,   # function of every batch, there too, after it
         prefetch:int=2  # batches copied ahead to a GPU; 0: none
     ):
+        if valid is train and getattr(train,'persistent_workers',False): valid = copy.copy(train); valid._iterator = None # one iterator would be reset in the middle of an epoch
         self.train,self.valid = source(train), None if valid is None else source(valid)
         for s,change in ((self.train,augment),(self.valid,None)):
             if isinstance(s, Source): s.augment,s.prepare,s.prefetch = change or s.augment,prepare or s.prepare,prefetch

@@ -7,7 +7,7 @@ A result on validation data is what a model is chosen by, so it may not depend o
 # %% auto #0
 __all__ = ['Evaluating', 'columns_of', 'spans_of', 'missing']
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #66319314
+# %% ../../nbs/trainer/07_evaluating.ipynb #cbaad47e
 import copy, os, shutil
 from collections.abc import Mapping
 from contextlib import contextmanager, nullcontext
@@ -22,16 +22,16 @@ from ..core import StopTraining
 from .data import Data, DataError, Tensors, as_tensor, source
 from .metrics import check_ranks, results, stateful, warn_of
 from .batch import by_name, whole
-from .step import TrainerError, check_values, forward_for, in_precision, move, on_device, size_of, split_target
+from .step import TrainerError, check_values, describe, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #23bf91d6
+# %% ../../nbs/trainer/07_evaluating.ipynb #1067ad48
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
 @patch
-def _forward(self:Evaluating, batch, metrics, updates=()):
+def _forward(self:Evaluating, batch, metrics, updates=(), source=None):
     own = None if self.opt is None and not self.model.training else self.step_function # it may update, so it is not for validation
-    held = self.data.train if self.data is not None and self.model.training else None
+    held = self.data.train if self.data is not None and self.model.training else source
     return in_precision(forward_for(batch, self._training_loss(), metrics, own, updates, held), self.device, self.precision)
 
 def _numbers(values, names, device):
@@ -63,14 +63,22 @@ def validate(self:Evaluating,
     src.place(self.device)
     stop,was = getattr(self,'_stop',None),self.model.training
     self.model.eval()
+    try: self._evaluate(src, stop)
+    finally: self.model.train(was)
+    for hook in getattr(self,'_hooks',{}).get('after_validate',()): hook(self)
+    return self.validated
+
+@patch
+def _evaluate(self:Evaluating, src, stop):
     for hook in getattr(self,'_hooks',{}).get('before_validate',()): hook(self)
     functions,objects = self._measuring()
     for m in objects.values(): m.reset()
     forward,names,n,totals,seen = None,['loss',*functions],0,0,False
     with torch.no_grad(), self._averaged():
         for batch in self._placed(src.valid(self.parallel.rank, self.parallel.world_size)):
-            if forward is None: forward = self._forward(batch, functions, tuple(m.update for m in objects.values()))
-            loss,values = forward(self.model, batch)
+            if forward is None: forward = self._forward(batch, functions, tuple(m.update for m in objects.values()), None if hasattr(src,'classes') else src)
+            try: loss,values = (forward if seen else getattr(forward,'first',forward))(self.model, batch)
+            except Exception as e: e.add_note(f'in validation, with a batch {describe(batch)}'); raise
             if not seen: names,seen = ['loss',*(k for k in values if k!='count')],True; check_values(values)
             size = values.pop('count') if 'count' in values else size_of(batch) # tokens, if the step counts them
             got = _numbers({'loss':loss, **values}, names, self.device)*size
@@ -81,9 +89,6 @@ def validate(self:Evaluating,
     sums = self.parallel.sum(torch.cat([totals, totals.new_tensor([n])])).tolist()
     if not sums[-1]: raise DataError('the validation data gave no batch', 'validate', 'check what filled it')
     self.validated = {f'val_{k}': v/sums[-1] for k,v in zip(names,sums)} | {f'val_{k}': v for k,v in self._compute(objects).items()}
-    self.model.train(was)
-    for hook in getattr(self,'_hooks',{}).get('after_validate',()): hook(self)
-    return self.validated
 
 @patch
 def _split_metrics(self:Evaluating):

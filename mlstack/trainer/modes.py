@@ -8,7 +8,7 @@ A step is a few hundred small pieces of work. Eagerly, Python starts each of the
 __all__ = ['backend', 'repeated_blocks', 'share_of', 'Compiled', 'graphs_made', 'no_compiler', 'choose_compile', 'Undo',
            'last_batch', 'Modes', 'with_net', 'attempt', 'build', 'Stepping', 'chosen', 'take']
 
-# %% ../../nbs/trainer/02a_modes.ipynb #6d2239d1
+# %% ../../nbs/trainer/02a_modes.ipynb #3197b5c5
 import copy, os, shutil, sys, warnings
 from importlib.util import find_spec
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from ..core import StopTraining
 from .callbacks import Callback, StopEpoch
 from .checkpoints import random_state, set_random_state
+from .memory import is_out_of_memory
 from .step import TrainerError, checked, size_of
 from .graphs import choose_graph, most_shapes, parts_of, plain_optimizer, ready_optimizer, recorded, said_by, signature
 
@@ -175,7 +176,7 @@ class Modes(Callback):
         "Whether these are the short batch or the few at the end of an epoch, not worth a program of their own."
         return t.at>=self.final and (len(parts_of(t,batch))<t.accumulate or any(size_of(b)<self.full for b in parts_of(t,batch)))
 
-# %% ../../nbs/trainer/02a_modes.ipynb #ec9c4545
+# %% ../../nbs/trainer/02a_modes.ipynb #a416617e
 def _signatures(t, batch): return {signature(b) for b in batch} if t.accumulate>1 else {signature(batch)}
 
 def with_net(self, t, step):
@@ -200,9 +201,9 @@ def attempt(self, t, step, batch, new):
     undo,self.updating,failed,before = Undo(t),False,None,graphs_made()
     try:
         with dynamo.config.patch(recompile_limit=64): values = step(batch) # it counts all models of a class in this process
-    except (StopTraining,StopEpoch,torch.OutOfMemoryError): raise # the last is the loop's to mend
+    except (StopTraining,StopEpoch): raise
     except Exception as e:
-        if self.updating: raise
+        if self.updating or is_out_of_memory(e): raise # that is the loop's to mend
         if t._stop.reason is not None: raise StopTraining(t._stop.reason) from e # a signal, which the compiler took for an error of its own
         failed = e
     if failed is not None:

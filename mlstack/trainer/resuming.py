@@ -289,7 +289,7 @@ def _resume(self:Resuming, resume) -> bool:
     self._newest = True
     return True
 
-# %% ../../nbs/trainer/08_resuming.ipynb #ef668190
+# %% ../../nbs/trainer/08_resuming.ipynb #0a436fc2
 @patch
 def _run(self:Resuming):
     "The epochs of this fit, and again from where a callback has put it back."
@@ -302,7 +302,7 @@ def _run(self:Resuming):
 @patch
 def _begin(self:Resuming, going_on=True):
     "Where the sums of a half-finished epoch go on."
-    self._between = going_on and self.at>0 and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
+    self._between = self.at>0 and (going_on or self._over()) and (not self.history.rows or self.history.rows[-1]['step']!=self.step)
     self.recorder.start(carry=self.at>0)
     self.measured.carry = self.at>0
 

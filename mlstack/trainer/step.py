@@ -100,7 +100,7 @@ def forward_for(
     forward.first = make(examined(loss,source), metrics or {}, updates)
     return forward
 
-# %% ../../nbs/trainer/02_step.ipynb #882ac5be
+# %% ../../nbs/trainer/02_step.ipynb #7f33286d
 def check_loss(loss):
     "Raise if `loss` is nothing that could be minimised."
     if not isinstance(loss, torch.Tensor):
@@ -121,7 +121,9 @@ def checked(forward):
         try: loss,values = look(model, batch)
         except Exception as e:
             e.add_note(f'in the first step, with a batch {describe(batch)}')
-            if type(e) in (RuntimeError,ValueError,IndexError) and not _others() and (said := blame(model, lambda: look(model,batch))): e.add_note(said)
+            from mlstack.trainer.memory import is_out_of_memory
+            again = type(e) in (RuntimeError,ValueError,IndexError) and not _others() and not is_out_of_memory(e)
+            if again and (said := blame(model, lambda: look(model,batch))): e.add_note(said)
             raise
         check_loss(loss)
         check_values(values)

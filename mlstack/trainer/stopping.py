@@ -18,9 +18,10 @@ from ..core import StopTraining, settings
 from .callbacks import Callback, SkipStep, StopEpoch
 from .step import TrainerError
 
-# %% ../../nbs/trainer/09_stopping.ipynb #55cd4031
+# %% ../../nbs/trainer/09_stopping.ipynb #c612a228
 class Stopping:
     "The part of a trainer that knows when it is over."
+    midway = False # whether a validation is one of those between epochs
 
 def seconds(time) -> float:
     "Seconds of a number, or of text such as `90s`, `10m`, `1.5h`, `2d`."
@@ -58,7 +59,7 @@ def done(self:Stopping) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #a7c21665
+# %% ../../nbs/trainer/09_stopping.ipynb #132eedf5
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
     def __init__(self, asked, stop, parallel, every=16): self.asked,self.stop,self.parallel,self.every,self.sent,self.raised = asked,stop,parallel,every,None,{}
@@ -111,11 +112,16 @@ class _Saver(Callback):
 class _Validator(Callback):
     "A validation and a row of the history every so many steps, besides those at the end of each epoch."
     def __init__(self, every): self.every = every
-    def before_fit(self, t): self.began = clock.monotonic()
+    def before_fit(self, t): self.began,self.due = clock.monotonic(),t._between # a signal had cut it short
+    def before_epoch(self, t):
+        due,self.due = self.due,False
+        if due and t.step: self.after_step(t)
     def after_step(self, t):
         if t.step%self.every or t.step==t.last_step or t._over(): return
         t.recorder.close(t.device)
-        t.validate()
+        t.midway = True
+        try: t.validate()
+        finally: t.midway = False
         took,self.began = clock.monotonic()-self.began,clock.monotonic()
         t._add_row(took)
         for c in t.callbacks:
