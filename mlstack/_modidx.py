@@ -3692,8 +3692,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'mlstack/trainer/callbacks.py'),
                                            'mlstack.trainer.callbacks.EarlyStopping.after_epoch': ( 'trainer/callbacks.html#earlystopping.after_epoch',
                                                                                                     'mlstack/trainer/callbacks.py'),
-                                           'mlstack.trainer.callbacks.EarlyStopping.before_fit': ( 'trainer/callbacks.html#earlystopping.before_fit',
-                                                                                                   'mlstack/trainer/callbacks.py'),
                                            'mlstack.trainer.callbacks.EarlyStopping.load_state_dict': ( 'trainer/callbacks.html#earlystopping.load_state_dict',
                                                                                                         'mlstack/trainer/callbacks.py'),
                                            'mlstack.trainer.callbacks.EarlyStopping.look': ( 'trainer/callbacks.html#earlystopping.look',

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from mlstack import workers
 from mlstack.core import StopTraining, context, use
 from tests import house
-from mlstack.trainer import Callback, Checkpoints, Data, NonFiniteLoss, Progress, StepError, StopEpoch, SkipStep, Trainer
+from mlstack.trainer import Callback, CallbackError, Checkpoints, Data, EarlyStopping, NonFiniteLoss, Progress, StepError, StopEpoch, SkipStep, Trainer
 from mlstack.trainer.checkpoints import CheckpointError, read_checkpoint
 from mlstack.trainer.data import Tensors
 from mlstack.trainer.reading import Loader
@@ -846,3 +846,31 @@ def test_opening_a_loader_leaves_dropout_alone():
         return seen
     x,y = samples(8)
     assert masks([(x,y)]*5)==masks(DataLoader(TensorDataset(x.repeat(5,1),y.repeat(5)), batch_size=8, sampler=list(range(40))))
+
+
+def test_directions_are_read_from_words():
+    from mlstack.trainer.callbacks import direction
+    assert [direction(n) for n in ('val_loss','val_nll','val_answer_f1','val_power_acc','wer','top1')] == [-1,-1,1,1,-1,1]
+    for name in ('val_power','val_thing'):
+        with pytest.raises(CallbackError, match='say mode|Say mode'): direction(name)
+    assert direction('val_thing','min') == -1
+
+def test_a_column_that_will_not_be_there_is_named_before_the_first_step(tmp_path):
+    x,y = torch.randn(32,4),torch.randint(0,2,(32,))
+    def job(data, *callbacks): return Trainer(nn.Linear(4,2), data, F.cross_entropy, callbacks=list(callbacks))
+    for run in (lambda: job(Data.from_tensors((x,y)), EarlyStopping()).fit(epochs=1), lambda: job(Data.from_tensors((x,y),(x,y)), EarlyStopping('val_acc')).fit(epochs=1),
+        lambda: job(Data.from_tensors((x,y),(x,y))).fit(epochs=1, save=Checkpoints(tmp_path, best='val_acc'))):
+        with pytest.raises(CallbackError, match='to watch'): run()
+
+def test_early_stopping_counts_validations_between_epochs():
+    x,y = torch.randn(64,4),torch.randint(0,2,(64,))
+    t = Trainer(nn.Linear(4,2), Data.from_tensors((x,y),(x,y), batch_size=4), F.cross_entropy, lr=0., callbacks=EarlyStopping(patience=2))
+    t.fit(epochs=5, validate=2)
+    assert t.step==6 and 'has not improved in 2 validations' in t.stopped
+
+def test_a_loaders_worker_obeys_once_the_fit_is_over():
+    t = Trainer(nn.Linear(4,1), DataLoader(TensorDataset(torch.randn(64,4),torch.randn(64,1)), 16, num_workers=1, persistent_workers=True), F.mse_loss).fit(epochs=1)
+    worker, = t.data.train.loader._iterator._workers
+    worker.terminate() # as multiprocessing does when the process ends; during a fit it would wait a minute for the step
+    worker.join()
+    assert worker.exitcode==0

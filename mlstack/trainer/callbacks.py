@@ -209,7 +209,7 @@ class Recorder(Callback):
     def state_dict(self): return dict(sums=dict(self.sums), n=self.n)
     def load_state_dict(self, s): self.sums,self.n = dict(s['sums']),s['n']
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #e45d8578
+# %% ../../nbs/trainer/04_callbacks.ipynb #ec756c18
 _lower = set('loss losses err error errors wer cer eer ppl perplexity mse mae rmse mape nll bpb bpc fid ece brier kl crps chamfer hinge distance regret latency'.split())
 _higher = set('acc accuracy accuracies top1 top5 f1 fbeta auc auroc auprc roc ap map precision recall sensitivity specificity iou miou dice bleu rouge meteor chrf score r2 psnr ssim kappa mcc corr correlation pearson spearman reward return ndcg mrr hits em'.split())
 
@@ -236,7 +236,6 @@ class EarlyStopping(Callback):
         min_delta:float=0.,  # what counts as improvement
         mode='auto'          # "min", "max", or guessed by name
     ): self.monitor,self.patience,self.min_delta,self.sign,self.best,self.bad = monitor,patience,min_delta,direction(monitor,mode),None,0
-    def before_fit(self, t): check_column(self.monitor, t, 'EarlyStopping')
     def after_epoch(self, t): self.look(t)
     def look(self, t):
         "Judge the newest row: at the end of an epoch, and after each validation of `fit(validate=)`."

@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #beba075c
+# %% ../../nbs/trainer/11_loop.ipynb #160d1be1
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -21,7 +21,7 @@ from .step import Single, TrainerError, check_clip, clipper, make_step, move, on
 from .modes import Modes, Stepping, build
 from .formats import check_formats
 from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
-from .callbacks import Callback, History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, culprit, farewell, hook_names, hooks
+from .callbacks import Callback, History, NonFiniteLoss, Progress, Recorder, SkipStep, StopEpoch, check_callbacks, check_column, culprit, farewell, hook_names, hooks
 from .checkpoints import seed_all, set_random_state
 from .metrics import Measured, check_metrics
 from .evaluating import Evaluating
@@ -241,7 +241,7 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #7945d588
+# %% ../../nbs/trainer/11_loop.ipynb #4c5cc727
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
@@ -292,6 +292,8 @@ def fit(self:Trainer,
     ctx = context()
     self._validate = validate
     self._saving = self._checkpoints(save or self._folder(ctx))
+    for name,where in ((getattr(self._saving,'best',None),'Checkpoints(best=)'), *((getattr(c,'monitor',None),type(c).__name__) for c in self.callbacks)):
+        if name: check_column(name, self, where)
     self.setup()
     self._between,self.stopped,before = False,None,self.step
     self._newest = False # whether this goes on from the newest checkpoint of the folder it saves to
