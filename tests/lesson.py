@@ -34,6 +34,6 @@ def library(path, timeout):
     return 0
 
 if __name__ == '__main__':
-    code = dict(notebook=notebook, library=library)[sys.argv[1]](Path(sys.argv[2]).resolve(), int(sys.argv[3]) if len(sys.argv) > 3 else 120)
+    code = dict(notebook=notebook, library=library)[sys.argv[1]](Path(sys.argv[2]).resolve(), int(sys.argv[3]) if len(sys.argv) > 3 else 500)
     sys.stdout.flush()
     sys.exit(code)
