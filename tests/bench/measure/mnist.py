@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from digits import load
 
-goal, lr, size, most = .97, 3e-3, 64, 30
+goal, lr, size, most = .97, 3e-3, 64, 80
 
 def network():
     torch.manual_seed(seed)
