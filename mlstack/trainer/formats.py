@@ -8,8 +8,8 @@ Which format the tensor cores multiply in, how a picture lies in memory, whether
 __all__ = ['e4m3', 'e5m2', 'quantized', 'Float8Linear', 'float8_layers', 'to_float8', 'said_of_float8', 'check_formats',
            'choose_layout', 'example', 'takes_pixels', 'choose_threads']
 
-# %% ../../nbs/trainer/02c_formats.ipynb #4289aee0
-import os, platform
+# %% ../../nbs/trainer/02c_formats.ipynb #21eca9a6
+import os
 import torch
 from fastcore.basics import patch
 from torch import nn
@@ -93,7 +93,7 @@ def _set_precision(self:Stepping, name, reason):
     elif self.want=='auto': reason += _about_float8(self)
     self._why['precision'] = f'precision {name}: {reason}' if reason else f'precision {name}'
 
-# %% ../../nbs/trainer/02c_formats.ipynb #5bed0b5f
+# %% ../../nbs/trainer/02c_formats.ipynb #00b7b019
 def check_formats(channels_last, deterministic, threads):
     "Raise for what is no choice."
     if channels_last not in ('auto',True,False) or deterministic not in (True,False): raise TrainerError(f'channels_last={channels_last!r}, deterministic={deterministic!r}', 'Trainer', 'use True, False, or for channels_last "auto"')
@@ -105,9 +105,6 @@ def choose_layout(t, want): # (whether, why)
     if 4 not in kinds: return False,'' # nothing to say where there is no picture
     if want!='auto': return bool(want),'channels last, as asked' if want else 'channels first, as asked'
     if kinds!={4}: return False,'channels first: the model has other convolutions too'
-    if t.device.type=='cpu':
-        if platform.machine().lower() not in ('x86_64','amd64') or not torch.backends.mkldnn.is_available(): return False,'channels first: nothing is known to be gained on this processor'
-        return True,'channels last: the convolutions of x86 processors are faster so'
     if t.device.type!='cuda' or t.precision not in ('bf16','fp16','fp8'): return False,f'channels first: the other layout is for 16-bit numbers on a GPU, this is {t.precision} on {t.device.type}'
     return True,'channels last: tensor cores read a pixel at once'
 

@@ -66,7 +66,7 @@ def mlstack():
     def tensors(images, labels): return torch.from_numpy(images).unsqueeze(1).float().div(255), torch.from_numpy(labels)
     def fit(train, valid):
         data = Data.from_tensors(tensors(*train), tensors(*valid), batch_size=size)
-        t = Trainer(network(), data, loss=F.cross_entropy, lr=lr, metrics=dict(acc=accuracy), callbacks=[Reached()], seed=seed).fit(epochs=most)
+        t = Trainer(network(), data, loss=F.cross_entropy, lr=lr, metrics=dict(acc=accuracy), callbacks=[Reached()], seed=seed, channels_last=True).fit(epochs=most)
         return len(t.history), t.history['val_acc'][-1]
     return fit
 
