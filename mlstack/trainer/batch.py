@@ -102,7 +102,7 @@ def blame(model, again) -> str:
     try:
         for name,m in model.named_modules(): hooks += [m.register_forward_pre_hook(lambda m,a,k,name=name: enter(m,a,k,name), with_kwargs=True), m.register_forward_hook(leave)]
         with torch.no_grad(): again()
-    except Exception: pass
+    except Exception: pass # the error that is already being explained: how far the batch came is what is asked
     finally:
         for h in hooks: h.remove()
     if entered:
