@@ -152,7 +152,7 @@ def test_the_best_stays_through_a_resume_and_can_be_gone_back_to(tmp_path):
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match="no 'val_acc' to choose the best checkpoint by.*val_loss"): job().fit(epochs=1, save=Checkpoints(tmp_path, best='val_acc'))
+    with pytest.raises(CallbackError, match="no 'val_acc' to watch.*val_loss"): job().fit(epochs=1, save=Checkpoints(tmp_path, best='val_acc'))
     with pytest.raises(CheckpointError, match='nothing says|no column says'): job().fit(epochs=1, save=tmp_path/'b').best()
 
 
