@@ -165,12 +165,13 @@ def _joined(outs):
 @patch
 def predict(self:Evaluating,
     data,   # a tensor of inputs, a batch (targets are left out), a loader or Data
-    to=None # a .parquet file; default: memory
+    to=None,  # a .parquet file; default: memory
+    join=True # False: a list with the output of each batch
 ):
     "The model's outputs for all items, in order, on the CPU; or the path of the file with them."
     if to is not None: return self._predict_to(Path(to), data)
     with self._predicting() as of: outs = [of(inputs) for inputs in self._to_predict(data)]
-    return _joined(outs)
+    return _joined(outs) if join else outs
 
 # %% ../../nbs/trainer/07_evaluating.ipynb #0e40b53b
 def columns_of(out, n, name='output') -> dict: # name -> array with `n` rows
