@@ -21,12 +21,12 @@ from ..core import MlstackError, context
 from .launching import join_group
 from ..trainer.step import Single, make_step
 
-# %% ../../nbs/ddp/02_parallel.ipynb #e1f8e15a
+# %% ../../nbs/ddp/02_parallel.ipynb #d937ba27
 def _over_ranks(said) -> list: # one a rank; empty if all said the same
-    digest = torch.tensor(int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7],'big'), device=_device())
-    low,high = digest.clone(),digest.clone()
-    dist.all_reduce(low, dist.ReduceOp.MIN); dist.all_reduce(high, dist.ReduceOp.MAX)
-    if low==high: return []
+    digest = int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7],'big')
+    ends = torch.tensor([digest,-digest], device=_device()) # the highest, and the lowest
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    if ends[0]==-ends[1]: return []
     all_said = [None]*dist.get_world_size()
     dist.all_gather_object(all_said, said)
     return all_said
@@ -34,19 +34,20 @@ def _over_ranks(said) -> list: # one a rank; empty if all said the same
 def _device(): return f'cuda:{context().local_rank}' if dist.get_backend()=='nccl' else 'cpu'
 
 def check_same(
-    said:dict, # name -> plain value, the same on all ranks
-    what:str,  # which thing they are said of
-    do:str     # what to do about a difference
+    said:dict # thing -> (name -> plain value, the same on all ranks; what to do)
 ):
     "Raise on every rank, with the first difference, unless all ranks say the same."
     first,*others = _over_ranks(said) or [said]
     for r,other in enumerate(others,1):
-        for k in dict.fromkeys([*first,*other]):
-            if k in first and k in other and first[k]==other[k]: continue
-            words = f'{k}: {other[k]} there, {first[k]} on rank 0' if k in first and k in other else f'it has no {k}' if k in first else f'it has {k}, which rank 0 has not'
-            raise MlstackError(f'rank {r} has another {what} than rank 0 ({words})', 'Trainer(parallel=)', do)
+        for thing,(mine,do) in first.items(): _compare(r, thing, mine, other[thing][0], do)
 
-# %% ../../nbs/ddp/02_parallel.ipynb #26500da3
+def _compare(r, thing, mine, theirs, do):
+    for k in dict.fromkeys([*mine,*theirs]):
+        if k in mine and k in theirs and mine[k]==theirs[k]: continue
+        words = f'{k}: {theirs[k]} there, {mine[k]} on rank 0' if k in mine and k in theirs else f'it has no {k}' if k in mine else f'it has {k}, which rank 0 has not'
+        raise MlstackError(f'rank {r} has another {thing} than rank 0 ({words})', 'Trainer(parallel=)', do)
+
+# %% ../../nbs/ddp/02_parallel.ipynb #01e8ec96
 def layout(model:nn.Module) -> dict:
     "Parameters and buffers by name, in words."
     told = lambda t,more='': f'{str(t.dtype)[6:]}{list(t.shape)}{more}'
@@ -67,12 +68,11 @@ def _data_of(source, parallel):
 
 def agree(t):
     "Raise on all ranks unless they were given the same fit."
-    p = t.parallel
-    check_same(_data_of(t.data.train,p), 'training data', 'give every rank all of the data, in the same order: the trainer shares it out')
-    check_same(_data_of(t.data.valid,p), 'validation data', 'give every rank all of the data, in the same order: the trainer shares it out')
+    p,whole = t.parallel,'give every rank all of the data, in the same order: the trainer shares it out'
     plan = {k:v for k,v in t._plan().items() if k not in ('items','batch_size','batches')}
-    check_same(plan | dict(seed=t.seed, step=t.step, epoch=t.epoch, last_step=t.last_step, last_epoch=t.last_epoch, time=t.limit, precision=t.precision,
-        saves=t._saving is not None, callbacks=sorted(type(c).__name__ for c in t.callbacks)), 'plan for this fit', 'give all ranks the same arguments, and a folder of checkpoints that all of them see')
+    place = dict(seed=t.seed, step=t.step, epoch=t.epoch, last_step=t.last_step, last_epoch=t.last_epoch, time=t.limit, precision=t.precision, saves=t._saving is not None)
+    check_same({'training data': (_data_of(t.data.train,p),whole), 'validation data': (_data_of(t.data.valid,p),whole),
+        'plan for this fit': (plan|place, 'give all ranks the same arguments, and a folder of checkpoints that all of them see')})
 
 # %% ../../nbs/ddp/02_parallel.ipynb #a8732873
 def _as_16_bits(dtype):
@@ -135,7 +135,7 @@ def norms_of(model) -> list:
     "The batch norms that see the items of their rank only, and remember what they saw."
     return [m for m in model.modules() if isinstance(m,_BatchNorm) and not isinstance(m,(nn.SyncBatchNorm,_SyncBatchNorm)) and m.track_running_stats]
 
-# %% ../../nbs/ddp/02_parallel.ipynb #f655c91d
+# %% ../../nbs/ddp/02_parallel.ipynb #904e682f
 _of_torch = [n for n in inspect.signature(DistributedDataParallel).parameters if n not in ('module','device_ids','output_device','dim')]
 
 class DDP(Single):
@@ -164,16 +164,20 @@ class DDP(Single):
     def broadcast(self, model):
         "Give every rank the parameters and buffers of rank 0, once it is clear that all have the same."
         _check_shapes(model)
-        check_same(layout(model), 'model', 'build the same model on every rank')
+        check_same(dict(model=(layout(model), 'build the same model on every rank')))
         _from_first([*model.parameters(), *model.buffers()])
+
+    def look_at(self, model) -> bool: # whether anything is there to learn
+        "Note what is in the model, to tell what changes."
+        self.model,self.norms,trained = model,norms_of(model),[p for p in model.parameters() if p.requires_grad]
+        self.known = set(map(id, trained))
+        for p in trained: self._notice(p)
+        if self.broadcast_buffers is None: self.broadcast_buffers = any(b.is_floating_point() for b in self._others(model))
+        return bool(trained)
 
     def wrap(self, model):
         "The module to call in training."
-        self.model,self.norms,trained = model,norms_of(model),[p for p in model.parameters() if p.requires_grad]
-        self.known = set(map(id, trained))
-        if not trained: return model
-        for p in trained: self._notice(p)
-        if self.broadcast_buffers is None: self.broadcast_buffers = any(b.is_floating_point() for b in self._others(model))
+        if not self.look_at(model): return model
         ddp = DistributedDataParallel(model, **dict(gradient_as_bucket_view=True, init_sync=False, static_graph=self.static, broadcast_buffers=self.broadcast_buffers) | self.options)
         if self.hook: ddp.register_comm_hook(*self.hook[:2])
         return ddp

@@ -125,7 +125,7 @@ class Tensors(Source):
         whole,rest = divmod(self.n, self._together(world_size))
         return whole + (not self.drop_last and rest>0)
 
-# %% ../../nbs/trainer/01_data.ipynb #15f66204
+# %% ../../nbs/trainer/01_data.ipynb #8003c4f1
 def _picker(cols, join):
     "The function that takes a batch's rows; written out for the usual pair, since it runs in every step."
     if len(cols)==2 and join is tuple:
@@ -143,8 +143,8 @@ def weight_of(n, rank, world_size): return (n//world_size+(rank<n%world_size))*w
 
 def _uneven(src, rank, world_size):
     "What this rank's mean weighs in the batches of which ranks have unequal parts."
-    whole,rest = divmod(src.n, src._together(world_size))
-    sizes = {0: src.n} if whole==1 else {} # or else a multiple of the ranks
+    whole,rest = divmod(src.n, size := src._together(world_size))
+    sizes = {0: size} # the others like this one, and a multiple of the ranks if there are any
     if rest and not src.drop_last: sizes[whole] = rest
     return {k: weight_of(n, rank, world_size) for k,n in sizes.items() if n%world_size}
 
