@@ -18,7 +18,7 @@ from .rendezvous import enter
 from .trouble import Seen, Watch, account, collectives, is_echo, ranks_in_words
 from ..hardware import threads as threads_for
 
-# %% ../../nbs/ddp/01_launching.ipynb #11559153
+# %% ../../nbs/ddp/01_launching.ipynb #9d059af8
 def _cards(local):
     "How many GPUs this machine has for its ranks, as far as this process is told."
     import torch
@@ -45,8 +45,10 @@ def join_group(
     backend = backend or ('nccl' if _cards(local)>=local else 'gloo')
     if backend=='nccl': _use_card(ctx.local_rank)
     if store or _is_this_machine(r.host): os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo' if os.path.exists('/sys/class/net/lo') else 'lo0')
-    where = dict(init_method=f'file://{store}') if store else dict(store=dist.PrefixStore('group', _met(r)))
+    met,watch = (None,None) if store else _met(r)
+    where = dict(init_method=f'file://{store}') if store else dict(store=dist.PrefixStore('group', met))
     dist.init_process_group(backend, rank=ctx.rank, world_size=ctx.world_size, timeout=timedelta(seconds=timeout), **where)
+    if watch: watch.hook()
 
 def _is_this_machine(host):
     try: return socket.gethostbyname(host).startswith('127.')
@@ -59,7 +61,7 @@ def leave_group():
     gc.collect() # a DDP module that outlives its group waits for threads that are gone
     dist.destroy_process_group()
 
-# %% ../../nbs/ddp/01_launching.ipynb #edeb3ee2
+# %% ../../nbs/ddp/01_launching.ipynb #6eb912f8
 def _store(r, patience):
     "A connection to the store of rank 0, or of torchrun's agent."
     import torch.distributed as dist
@@ -71,9 +73,9 @@ def _store(r, patience):
         raise MlstackError(f'rank {r.rank} cannot reach rank 0: {str(e).splitlines()[0]}', f'{r.host} port {r.port}', 'look whether rank 0 is running and MASTER_ADDR and MASTER_PORT are the same on all ranks') from None
 
 def _met(r, patience=600., every=30.):
-    "The store, when all ranks have come to it."
+    "The store when all ranks have come to it, and what watches over them."
     store,ears = _store(r, patience)
-    if r.world_size>1: Watch(r.rank, r.world_size, store, ears)
+    watch = Watch(r.rank, r.world_size, store, ears) if r.world_size>1 else None
     where = f'rank {r.rank} on {socket.gethostname()}, by {r.by}'
     if store.add(f'here/{r.rank}', 1)>1: raise MlstackError(f'two processes are rank {r.rank}', where, 'give each its own number, or leave it to torchrun, srun or mpirun')
     if (first := int(store.compare_set('size', '', str(r.world_size))))!=r.world_size: raise MlstackError(f'this rank was told of {r.world_size} ranks, and others of {first}', where, 'set the same world size on all')
@@ -83,7 +85,7 @@ def _met(r, patience=600., every=30.):
         if waited and r.rank==0: print(f'waiting for {ranks_in_words(missing)} of {r.world_size} since {waited:.0f} s', flush=True)
         try: store.wait([f'here/{i}' for i in missing], timedelta(seconds=every))
         except RuntimeError: waited += every
-    return store
+    return store,watch
 
 # %% ../../nbs/ddp/01_launching.ipynb #af4d3fa5
 class _Rank:

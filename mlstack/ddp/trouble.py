@@ -96,7 +96,7 @@ def is_echo(e) -> bool:
     text = f'{type(cause).__name__}: {cause} {getattr(e,"what","")}'
     return any(n in text for n in _echoes) or ('RuntimeError' in text and bool(re.search(r'gloo/|Connection (closed|reset) by peer', text)))
 
-# %% ../../nbs/ddp/01b_trouble.ipynb #a48e05e7
+# %% ../../nbs/ddp/01b_trouble.ipynb #4b1a3d8e
 class Watch:
     "Ends this process when another rank has failed, and the others when this one fails."
     def __init__(self,
@@ -105,16 +105,22 @@ class Watch:
         ears   # another connection to it, on which a thread waits
     ):
         self.rank,self.world_size,self.store,self.ears,self.over,self.host = rank,world_size,store,ears,False,socket.gethostname()
-        self.before,sys.excepthook = sys.excepthook,self._failed
+        self.before = sys.excepthook
+        self.hook()
         atexit.register(self.leave)
-        threading.Thread(target=self._listen, daemon=True, name='mlstack-watch').start()
+        self.thread = threading.Thread(target=self._listen, daemon=True, name='mlstack-watch')
+        self.thread.start()
+
+    def hook(self):
+        "Hear of errors first; torch.distributed takes the place when a group is made, and would swallow what is printed here."
+        sys.excepthook = self._failed
 
     def _listen(self):
         try:
-            self.ears.wait(['trouble'], timedelta(days=20))
-            said = json.loads(self.ears.get('trouble'))
+            self.ears.wait([f'bell/{self.rank}'], timedelta(days=20))
+            said = json.loads(self.ears.get(f'bell/{self.rank}'))
         except Exception: said = dict(rank=0, kind='failed', what='rank 0 is gone', lost=True)
-        if self.over or said['rank']==self.rank or said['kind']=='over': return
+        if self.over or said['kind']=='over': return
         self.over = True
         if said['kind']=='hung':
             try:
@@ -128,26 +134,42 @@ class Watch:
         frame = sys._current_frames().get(threading.main_thread().ident)
         return Seen(state, ''.join(traceback.format_stack(frame)) if frame else '', collectives())
 
-    def tell(self, kind, what) -> bool: # False: another was first
-        "Say to the other ranks what happened here."
-        mine = json.dumps(dict(rank=self.rank, kind=kind, what=what, host=self.host))
-        try: return self.store.compare_set('trouble', '', mine).decode()==mine
-        except Exception: return True # nobody is left who could have been first
+    def _ring(self, kind, what='', whom=None):
+        said = json.dumps(dict(rank=self.rank, kind=kind, what=what))
+        try:
+            for r in range(self.world_size) if whom is None else whom: self.store.set(f'bell/{r}', said)
+        except Exception: pass # the store went with rank 0, and this they hear
+
+    def _first(self):
+        mine = str(self.rank)
+        try: return self.store.compare_set('first', '', mine).decode()==mine
+        except Exception: return True
 
     def _failed(self, typ, e, tb):
-        echo = is_echo(e)
+        "In place of `sys.excepthook`: what nobody has caught ends all ranks."
+        echo,self.over = is_echo(e),True
         if echo: time.sleep(.3) # the one that failed comes first
-        first = self.tell('hung' if echo else 'failed', f'rank {self.rank} of {self.world_size} on {self.host} failed: {typ.__name__}: {e}')
-        if first:
+        if self._first():
+            print(f'rank {self.rank} of {self.world_size} on {self.host}:', file=sys.stderr)
             self.before(typ, e, tb)
-            print(f'this was rank {self.rank} of {self.world_size} on {self.host}', file=sys.stderr)
+            sys.stderr.flush()
+            self._ring('hung' if echo else 'failed', f'rank {self.rank} on {self.host} failed: {typ.__name__}: {e}')
             if echo: self._report(e)
-        elif echo: time.sleep(6) # the thread answers, and ends it
+        elif echo: self._answer(e)
         _end(e)
+
+    def _answer(self, e):
+        "Another makes the report: say what this one was doing, and wait until it is told."
+        try:
+            self.store.set(f'report/{self.rank}', json.dumps(self._gave_up(e)))
+            self.store.wait(['told'], timedelta(seconds=5))
+        except Exception: pass
+
+    def _gave_up(self, e): return Seen('failed', ''.join(traceback.format_tb(e.__traceback__)), collectives())
 
     def _report(self, e):
         "Ask all ranks where they are, and print it."
-        seen,end = {self.rank: Seen('failed', ''.join(traceback.format_tb(e.__traceback__)), collectives())},time.monotonic()+2
+        seen,end = {self.rank: self._gave_up(e)},time.monotonic()+2
         try:
             while len(seen)<self.world_size:
                 for r in range(self.world_size):
@@ -172,8 +194,9 @@ class Watch:
         self.over = True
         try:
             self.store.set(f'left/{self.rank}', json.dumps(self._seen('returned')))
-            if self.rank==0: self.store.compare_set('trouble', '', json.dumps(dict(rank=0, kind='over', what=''))) # the store may go with it
         except Exception: pass
+        self._ring('over', whom=None if self.rank==0 else [self.rank]) # the store may go with rank 0
+        self.thread.join(2) # in the store's native code it would not survive the interpreter
 
 def _end(error):
     "End this process now: what it left open is finished with `error`, nobody is waited for."
