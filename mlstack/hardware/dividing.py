@@ -7,8 +7,10 @@ A model that does not fit on one card is divided over several, and there are fiv
 # %% auto #0
 __all__ = ['Param', 'Message', 'Places', 'Profile', 'profile', 'sent', 'sizes_of', 'Share', 'RankPlan', 'of_a_rank']
 
-# %% ../../nbs/hardware/03_dividing.ipynb #e95b5648
+# %% ../../nbs/hardware/03_dividing.ipynb #4da5b2bd
 from collections import namedtuple
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from math import ceil
 import torch
 from ..core import MlstackError
@@ -110,7 +112,7 @@ class Places(Ledger):
         super().start()
         self.tags,self.base = [],{_key(p) for p in self.params}
 
-# %% ../../nbs/hardware/03_dividing.ipynb #c0d33bd1
+# %% ../../nbs/hardware/03_dividing.ipynb #e3c0d21f
 Param = namedtuple('Param', 'places shape itemsize states role block learns') # one parameter of the model
 
 class Profile:
@@ -137,6 +139,7 @@ class Profile:
         if self.last<4: raise MlstackError(f'a model of {self.last-1} blocks says too little', 'deeper', 'profile one of 3 blocks or more')
         new,one = object.__new__(Profile),2
         new.__dict__.update(self.__dict__, last=blocks+1, _timed={})
+        for o in ('_sums','_grads'): new.__dict__.pop(o, None)
         def at(place): return 0 if place==0 else self.last if place==blocks+1 else one
         def spread(d, key): return {key(k,p): v for k,v in d.items() for p in range(blocks+2) if _place(k)==at(p)}
         new.kept,new.width,new.memory = (spread(d, lambda k,p: p) for d in (self.kept,self.width,self.memory))
@@ -148,8 +151,16 @@ class Profile:
         return new
     def _before(self, place):
         "What is live because of earlier places: activations, gradients, copies, divided activations."
-        kept = [self.kept.get(q,(0,0)) for q in range(place)]
-        return sum(a+b for a,b in kept),0,0,sum(b for _,b in kept)
+        if '_sums' not in self.__dict__: self._sums = list(accumulate((self.kept.get(q,(0,0)) for q in range(self.last+1)), lambda a,b: (a[0]+b[0],a[1]+b[1]), initial=(0,0)))
+        whole,divided = self._sums[place]
+        return whole+divided,0,0,divided
+    @property
+    def _learned(self):
+        if '_grads' not in self.__dict__:
+            self._grads = {}
+            for p in self.params:
+                if p.learns: self._grads[min(p.places)] = self._grads.get(min(p.places),0)+_round(_size(p))
+        return self._grads
 
 def _place(key): return key if isinstance(key, int) else key[1]
 def _round(size): return -(-size//512)*512
@@ -181,7 +192,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #9fc9b854
+# %% ../../nbs/hardware/03_dividing.ipynb #0f5da862
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -199,13 +210,14 @@ def sizes_of(mesh) -> dict:
         if not isinstance(n, int) or n<1: raise MlstackError(f'{d}={n!r}', 'mesh', 'give whole numbers from 1')
     return found
 
-def _local(p, tp, shard):
-    "The shape of a parameter on the rank that has most of it."
-    shape = list(p.shape)
-    if p.role=='column' and shape: shape[0] = ceil(shape[0]/tp)
-    if p.role=='row' and len(shape)>1: shape[1] = ceil(shape[1]/tp)
+@lru_cache(maxsize=None)
+def _bytes_of(shape, itemsize, role, tp, shard):
+    "Bytes of a parameter on the rank that has most of it."
+    shape = list(shape)
+    if role=='column' and shape: shape[0] = ceil(shape[0]/tp)
+    if role=='row' and len(shape)>1: shape[1] = ceil(shape[1]/tp)
     if shape: shape[0] = ceil(shape[0]/shard)
-    return shape
+    return _round(_count(shape)*itemsize)
 
 def _stage(place, last, pp): return 0 if place==0 else pp-1 if place==last else (place-1)*pp//(last-1)
 
@@ -214,58 +226,64 @@ class Share:
     def __init__(self, profile, mesh, stage=0, microbatches=1, scale=1.):
         self.profile,self.mesh,self.stage,self.microbatches,self.scale = profile,mesh,stage,microbatches,scale
         self.places = [p for p in range(profile.last+1) if _stage(p, profile.last, mesh['pp'])==stage]
-        self.params = [p for p in profile.params if p.places & set(self.places)]
-        self.low = profile.precision in ('bf16','fp16')
-        self.held = self._held()
-        self.parts = max((self._at(*k) for k in profile.moments if k[1] in self.places), key=lambda parts: sum(parts.values()))
+        mine = set(self.places)
+        self.params = [p for p in profile.params if p.places & mine]
+        self.low = 2 if profile.precision in ('bf16','fp16') else None # bytes of a weight that is gathered, if not its own
+        self.groups = {g: [p for p in self.params if p.block==g] for g in {p.block for p in self.params}}
+        self.whole = {g: self._bytes(ps, self.low, shard=1) for g,ps in self.groups.items()} # a group of parameters while it is gathered
+        self.within = {p: self._within(*profile.kept.get(p,(0,0))) for p in self.places}
+        self.held = dict(weights=self._bytes(self.params)+profile.buffers, optimizer=self._optimizer())
+        moments = (self._at(*k) for k in profile.moments if k[1] in mine)
+        self.parts = max(moments, key=lambda parts: sum(parts.values()))
         self.peak = sum(self.parts.values())
 
-    def _bytes(self, params, itemsize=None, shard=True): return sum(_round(_count(_local(p, self.mesh['tp'], self.mesh['shard'] if shard else 1))*(itemsize or p.itemsize)) for p in params)
-    def _held(self):
-        count = lambda p: _count(_local(p, self.mesh['tp'], self.mesh['shard']))/max(_count(p.shape),1)
-        return dict(weights=self._bytes(self.params)+self.profile.buffers, optimizer=sum(_round(ceil(s*count(p))) for p in self.params for s in p.states))
-    def _group(self, place, itemsize=None): return self._bytes([p for p in self.params if p.block==place], itemsize or (2 if self.low else None), shard=False)
-    def _within(self, whole, divided): return self.scale*(whole-divided+divided/self.mesh['tp'])
+    def _bytes(self, params, itemsize=None, shard=None): return sum(_bytes_of(p.shape, itemsize or p.itemsize, p.role, self.mesh['tp'], shard or self.mesh['shard']) for p in params)
+    def _within(self, whole, divided): return self.scale*(whole+divided/self.mesh['tp'])
+    def _optimizer(self):
+        part = lambda p: _bytes_of(p.shape, 1024, p.role, self.mesh['tp'], self.mesh['shard'])/max(_count(p.shape),1)/1024
+        return sum(_round(ceil(state*part(p))) for p in self.params for state in p.states)
 
     def _at(self, phase, place):
         "The bytes of a moment."
         pr,m = self.profile,self.mesh
         active,grads,copies,divided = pr.moments[phase,place]
-        before = pr._before(place)
-        flight = min(m['pp']-self.stage, self.microbatches)-1
-        kept = [pr.kept.get(q,(0,0)) for q in self.places]
-        earlier = [pr.kept.get(q,(0,0)) for q in self.places if q<place]
-        activations = self._within(active-before[0], divided-before[3])
-        activations += sum(self.scale*(a+b/m['tp']) for a,b in earlier) + flight*sum(self.scale*(a+b/m['tp']) for a,b in kept)
+        before,_,_,before_divided = pr._before(place)
+        active,divided = active-before,divided-before_divided
+        flight = min(m['pp']-self.stage, self.microbatches)-1 # micro-batches whose activations wait for their backward pass
+        activations = self._within(active-divided, divided) + sum(v for p,v in self.within.items() if p<place) + flight*sum(self.within.values())
         out = dict(self.held, gradients=self._gradients(phase, place, grads), activations=activations, batch=pr.batch*self.scale)
-        if m['shard']==1: out['copies'] = self._copies(copies)
+        if m['shard']==1: out['copies'] = copies*self._copied
         else: out['gathered'] = self._gathered(phase, place)
         return {k: int(v) for k,v in out.items() if v}
 
+    @cached_property
+    def _learned(self):
+        "Bytes of gradients by the first place of their parameter."
+        out = {}
+        for p in self.params:
+            if p.learns: out[min(p.places)] = out.get(min(p.places),0)+self._bytes([p])
+        return out
     def _gradients(self, phase, place, now):
-        learn = [p for p in self.params if p.learns]
-        if self.microbatches>1 or self.mesh['dp']*self.mesh['cp']>1 and self.mesh['shard']==1: return self._bytes(learn) # they add up, or lie in the buckets of DDP, which stay
+        if self.microbatches>1 or self.mesh['dp']*self.mesh['cp']>1 and self.mesh['shard']==1: return sum(self._learned.values()) # they add up, or lie in the buckets of DDP, which stay
         if phase=='forward': return 0
-        done = [p for p in learn if min(p.places)>place]
-        if self.mesh['shard']>1: return self._bytes(done)
-        whole = lambda params: sum(_round(_size(p)) for p in params)
-        here = [p for p in learn if min(p.places)==place]
-        part = max(now-whole([p for p in self.profile.params if p.learns and min(p.places)>place]), 0)
-        return self._bytes(done)+part*(self._bytes(here)/whole(here) if here else 0)
-    def _copies(self, now):
-        "Weights cast to 16 bits, as autocast keeps them."
-        matrices = [p for p in self.profile.params if len(p.shape)>1]
-        mine = [p for p in self.params if len(p.shape)>1]
-        whole = sum(map(_size, matrices))
-        return now*self._bytes(mine)/whole if whole else 0
+        done = sum(v for p,v in self._learned.items() if p>place)
+        if self.mesh['shard']>1: return done
+        whole = self.profile._learned
+        here = max(now-sum(v for p,v in whole.items() if p>place), 0)
+        return done + (here*self._learned.get(place,0)/whole[place] if place in whole else 0)
+    @cached_property
+    def _copied(self):
+        "The part of all weights cast to 16 bits, as autocast keeps them, that is of this rank."
+        whole = sum(_size(p) for p in self.profile.params if len(p.shape)>1)
+        return self._bytes([p for p in self.params if len(p.shape)>1])/max(whole,1)
     def _gathered(self, phase, place):
-        "Weights that are whole for a moment: the outer ones, this block and the next, and gradients on their way."
-        near = place+1 if phase=='forward' else place-1
-        size = self._group(0) + (self._group(place) if place not in (0,self.profile.last) else 0) + (self._group(near) if near in self.places and near not in (0,self.profile.last) else 0)
-        if phase=='forward': return size
-        return size + self._group(0) + (self._group(place)+self._group(place,4) if place not in (0,self.profile.last) else 0)
+        "Weights that are whole for a moment: the outer ones, this block and the next; and gradients on their way."
+        blocks = {g: v for g,v in self.whole.items() if g}
+        outer,here,near = self.whole.get(0,0),blocks.get(place,0),blocks.get(place+1 if phase=='forward' else place-1,0)
+        if phase=='forward': return outer+here+near
+        return 2*outer+2*here+near + (self._bytes(self.groups[place], 4, shard=1) if place in blocks else 0)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #518f190e
+# %% ../../nbs/hardware/03_dividing.ipynb #e8ea1d0f
 def _messages(self):
     "What this rank takes part in during a step."
     pr,m,many,out = self.profile,self.mesh,self.microbatches,[]
@@ -276,9 +294,9 @@ def _messages(self):
     for d in ('dp','cp'): add(d, 'all_reduce', gradients)
     for group in (*blocks, 0):
         again = many*(2 if group else 1) # the outer parameters stay whole from the forward to the backward pass
-        add('shard', 'all_gather', self._group(group), many, 'forward')
-        add('shard', 'all_gather', self._group(group), again-many)
-        add('shard', 'reduce_scatter', self._bytes([p for p in self.params if p.block==group and p.learns], 4, shard=False))
+        add('shard', 'all_gather', self.whole.get(group,0), many, 'forward')
+        add('shard', 'all_gather', self.whole.get(group,0), again-many)
+        add('shard', 'reduce_scatter', self._bytes([p for p in self.groups.get(group,()) if p.learns], 4, shard=1))
     for (phase,place),(size,count) in pr.sent.items():
         if place in self.places: add('tp', 'all_reduce', self.scale*size/count, count*many, phase)
     if blocks:
