@@ -112,7 +112,7 @@ class Places(Ledger):
         super().start()
         self.tags,self.base = [],{_key(p) for p in self.params}
 
-# %% ../../nbs/hardware/03_dividing.ipynb #e3c0d21f
+# %% ../../nbs/hardware/03_dividing.ipynb #7a6dcea0
 Param = namedtuple('Param', 'places shape itemsize states role block learns') # one parameter of the model
 
 class Profile:
@@ -131,15 +131,14 @@ class Profile:
         "Seconds on a card by (phase, place, divided by tp)."
         if gpu not in self._timed: self._timed[gpu] = {k: _seconds(v, gpu, self.precision!='fp32', self.compiled) for k,v in self.costs.items()}
         return self._timed[gpu]
-    @property
+    @cached_property
     def flops(self): return {k: sum(c[1] for c in v) for k,v in self.costs.items()}
 
     def deeper(self, blocks):
         "The profile of the same model with another number of blocks, each as the second of this one."
         if self.last<4: raise MlstackError(f'a model of {self.last-1} blocks says too little', 'deeper', 'profile one of 3 blocks or more')
         new,one = object.__new__(Profile),2
-        new.__dict__.update(self.__dict__, last=blocks+1, _timed={})
-        for o in ('_sums','_grads'): new.__dict__.pop(o, None)
+        new.__dict__.update({k: v for k,v in self.__dict__.items() if not isinstance(getattr(Profile,k,None), cached_property)}, last=blocks+1, _timed={})
         def at(place): return 0 if place==0 else self.last if place==blocks+1 else one
         def spread(d, key): return {key(k,p): v for k,v in d.items() for p in range(blocks+2) if _place(k)==at(p)}
         new.kept,new.width,new.memory = (spread(d, lambda k,p: p) for d in (self.kept,self.width,self.memory))
@@ -149,18 +148,33 @@ class Profile:
         new.params += [p._replace(places=frozenset({i}), block=i) for i in range(1,blocks+1) for p in self.params if p.block==one]
         new.moments = {k: tuple(a+b for a,b in zip(m, new._before(k[1]))) for k,m in spread(own, lambda k,p: (k[0],p)).items()}
         return new
+    @cached_property
+    def _sums(self): return list(accumulate((self.kept.get(q,(0,0)) for q in range(self.last+1)), lambda a,b: (a[0]+b[0],a[1]+b[1]), initial=(0,0)))
     def _before(self, place):
         "What is live because of earlier places: activations, gradients, copies, divided activations."
-        if '_sums' not in self.__dict__: self._sums = list(accumulate((self.kept.get(q,(0,0)) for q in range(self.last+1)), lambda a,b: (a[0]+b[0],a[1]+b[1]), initial=(0,0)))
         whole,divided = self._sums[place]
         return whole+divided,0,0,divided
-    @property
-    def _learned(self):
-        if '_grads' not in self.__dict__:
-            self._grads = {}
-            for p in self.params:
-                if p.learns: self._grads[min(p.places)] = self._grads.get(min(p.places),0)+_round(_size(p))
-        return self._grads
+    @cached_property
+    def kinds(self):
+        "The parameters of one block of each kind."
+        return {k: [p for p in self.params if p.block==next(b for b,o in self.kind_of.items() if o==k)] for k in set(self.kind_of.values())}
+    @cached_property
+    def kind_of(self):
+        "Blocks with the same parameters have the same number."
+        of = {}
+        for p in self.params: of[p.block] = (*of.get(p.block,()), p._replace(places=None, block=None))
+        known = {}
+        return {b: known.setdefault(k, len(known)) for b,k in of.items()}
+    @cached_property
+    def size(self): return sum(_size(p) for p in self.params)
+    @cached_property
+    def _matrices(self): return sum(_size(p) for p in self.params if len(p.shape)>1)
+    @cached_property
+    def _later(self):
+        at = {p: 0 for p in range(self.last+1)}
+        for p in self.params:
+            if p.learns: at[min(p.places)] += _round(_size(p))
+        return at,{p: sum(v for q,v in at.items() if q>p) for p in at}
 
 def _place(key): return key if isinstance(key, int) else key[1]
 def _round(size): return -(-size//512)*512
@@ -192,7 +206,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #0f5da862
+# %% ../../nbs/hardware/03_dividing.ipynb #434870a3
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -227,21 +241,29 @@ class Share:
         self.profile,self.mesh,self.stage,self.microbatches,self.scale = profile,mesh,stage,microbatches,scale
         self.places = [p for p in range(profile.last+1) if _stage(p, profile.last, mesh['pp'])==stage]
         mine = set(self.places)
-        self.params = [p for p in profile.params if p.places & mine]
+        self.blocks = [p for p in self.places if 0<p<profile.last]
+        self.outer = [p for p in profile.params if not p.block and p.places & mine]
         self.low = 2 if profile.precision in ('bf16','fp16') else None # bytes of a weight that is gathered, if not its own
-        self.groups = {g: [p for p in self.params if p.block==g] for g in {p.block for p in self.params}}
-        self.whole = {g: self._bytes(ps, self.low, shard=1) for g,ps in self.groups.items()} # a group of parameters while it is gathered
-        self.within = {p: self._within(*profile.kept.get(p,(0,0))) for p in self.places}
-        self.held = dict(weights=self._bytes(self.params)+profile.buffers, optimizer=self._optimizer())
+        self.whole = self._by_group(lambda ps: self._bytes(ps, self.low, shard=1)) # a group of parameters while it is gathered
+        self.whole4 = self._by_group(lambda ps: self._bytes([p for p in ps if p.learns], 4, shard=1)) # its gradients while they are scattered
+        self.learned = self._by_group(lambda ps: self._bytes([p for p in ps if p.learns]))
+        within = [self._within(*profile.kept.get(p,(0,0))) for p in self.places]
+        self.earlier,self.all_kept = dict(zip(self.places, accumulate(within, initial=0))),sum(within)
+        self.weights = sum(self._by_group(self._bytes).values())
+        self.held = dict(weights=self.weights+profile.buffers, optimizer=sum(self._by_group(self._optimizer).values()))
         moments = (self._at(*k) for k in profile.moments if k[1] in mine)
         self.parts = max(moments, key=lambda parts: sum(parts.values()))
         self.peak = sum(self.parts.values())
 
     def _bytes(self, params, itemsize=None, shard=None): return sum(_bytes_of(p.shape, itemsize or p.itemsize, p.role, self.mesh['tp'], shard or self.mesh['shard']) for p in params)
     def _within(self, whole, divided): return self.scale*(whole+divided/self.mesh['tp'])
-    def _optimizer(self):
+    def _by_group(self, fn):
+        "What `fn` says of the parameters of each block here, and of the outer ones (0)."
+        kinds = {k: fn(self.profile.kinds[k]) for k in {self.profile.kind_of[b] for b in self.blocks}}
+        return {0: fn(self.outer)} | {b: kinds[self.profile.kind_of[b]] for b in self.blocks}
+    def _optimizer(self, params):
         part = lambda p: _bytes_of(p.shape, 1024, p.role, self.mesh['tp'], self.mesh['shard'])/max(_count(p.shape),1)/1024
-        return sum(_round(ceil(state*part(p))) for p in self.params for state in p.states)
+        return sum(_round(ceil(state*part(p))) for p in params for state in p.states)
 
     def _at(self, phase, place):
         "The bytes of a moment."
@@ -250,53 +272,50 @@ class Share:
         before,_,_,before_divided = pr._before(place)
         active,divided = active-before,divided-before_divided
         flight = min(m['pp']-self.stage, self.microbatches)-1 # micro-batches whose activations wait for their backward pass
-        activations = self._within(active-divided, divided) + sum(v for p,v in self.within.items() if p<place) + flight*sum(self.within.values())
+        activations = self._within(active-divided, divided) + self.earlier[place] + flight*self.all_kept
         out = dict(self.held, gradients=self._gradients(phase, place, grads), activations=activations, batch=pr.batch*self.scale)
         if m['shard']==1: out['copies'] = copies*self._copied
         else: out['gathered'] = self._gathered(phase, place)
         return {k: int(v) for k,v in out.items() if v}
 
     @cached_property
-    def _learned(self):
-        "Bytes of gradients by the first place of their parameter."
-        out = {}
-        for p in self.params:
-            if p.learns: out[min(p.places)] = out.get(min(p.places),0)+self._bytes([p])
-        return out
+    def _later(self):
+        "Bytes of gradients of parameters that begin at a place, and after it."
+        at = {p: 0 if p in (0,self.profile.last) else self.learned[p] for p in self.places}
+        for p in self.outer:
+            if p.learns: at[max(min(p.places), self.places[0])] += self._bytes([p])
+        after = accumulate((at[p] for p in reversed(self.places)), initial=0)
+        return at,dict(zip(reversed(self.places), after))
     def _gradients(self, phase, place, now):
-        if self.microbatches>1 or self.mesh['dp']*self.mesh['cp']>1 and self.mesh['shard']==1: return sum(self._learned.values()) # they add up, or lie in the buckets of DDP, which stay
+        if self.microbatches>1 or self.mesh['dp']*self.mesh['cp']>1 and self.mesh['shard']==1: return sum(self.learned.values()) # they add up, or lie in the buckets of DDP, which stay
         if phase=='forward': return 0
-        done = sum(v for p,v in self._learned.items() if p>place)
-        if self.mesh['shard']>1: return done
-        whole = self.profile._learned
-        here = max(now-sum(v for p,v in whole.items() if p>place), 0)
-        return done + (here*self._learned.get(place,0)/whole[place] if place in whole else 0)
+        (at,after),(whole,later) = self._later,self.profile._later
+        if self.mesh['shard']>1: return after[place]
+        here = max(now-later[place], 0)
+        return after[place] + (here*at[place]/whole[place] if whole.get(place) else 0)
     @cached_property
     def _copied(self):
         "The part of all weights cast to 16 bits, as autocast keeps them, that is of this rank."
-        whole = sum(_size(p) for p in self.profile.params if len(p.shape)>1)
-        return self._bytes([p for p in self.params if len(p.shape)>1])/max(whole,1)
+        return sum(self._by_group(lambda ps: self._bytes([p for p in ps if len(p.shape)>1])).values())/max(self.profile._matrices, 1)
     def _gathered(self, phase, place):
         "Weights that are whole for a moment: the outer ones, this block and the next; and gradients on their way."
-        blocks = {g: v for g,v in self.whole.items() if g}
-        outer,here,near = self.whole.get(0,0),blocks.get(place,0),blocks.get(place+1 if phase=='forward' else place-1,0)
-        if phase=='forward': return outer+here+near
-        return 2*outer+2*here+near + (self._bytes(self.groups[place], 4, shard=1) if place in blocks else 0)
+        near,last = place+1 if phase=='forward' else place-1,self.profile.last
+        outer,here,near = self.whole[0],self.whole.get(place,0) if place else 0,self.whole.get(near,0) if near else 0
+        return outer+here+near if phase=='forward' else 2*outer+2*here+near+(self.whole4.get(place,0) if place else 0)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #e8ea1d0f
+# %% ../../nbs/hardware/03_dividing.ipynb #c3870254
 def _messages(self):
     "What this rank takes part in during a step."
     pr,m,many,out = self.profile,self.mesh,self.microbatches,[]
     def add(dim, kind, size, count=1, phase='backward', ranks=None):
         if m[dim]>1 and size and count: out.append(Message(dim, kind, int(size), ranks or m[dim], count, phase))
-    blocks = [p for p in self.places if p not in (0,pr.last)]
-    gradients = self._bytes([p for p in self.params if p.learns])
+    blocks,gradients = self.blocks,sum(self.learned.values())
     for d in ('dp','cp'): add(d, 'all_reduce', gradients)
     for group in (*blocks, 0):
         again = many*(2 if group else 1) # the outer parameters stay whole from the forward to the backward pass
         add('shard', 'all_gather', self.whole.get(group,0), many, 'forward')
         add('shard', 'all_gather', self.whole.get(group,0), again-many)
-        add('shard', 'reduce_scatter', self._bytes([p for p in self.groups.get(group,()) if p.learns], 4, shard=1))
+        add('shard', 'reduce_scatter', self.whole4.get(group,0))
     for (phase,place),(size,count) in pr.sent.items():
         if place in self.places: add('tp', 'all_reduce', self.scale*size/count, count*many, phase)
     if blocks:
@@ -317,21 +336,21 @@ def _traffic(self):
 
 def _divide_cost(self, costs):
     "The part of operations (a dict by phase, place, divided) that this rank does in a step, by phase."
-    out,states = dict(forward=0,backward=0,update=0),sum(_size(p) for p in self.profile.params)
+    out,mine = dict(forward=0,backward=0,update=0),set(self.places)
     for (phase,place,divided),c in costs.items():
-        if phase=='update': out[phase] += c*self._bytes(self.params)/states
-        elif place in self.places: out[phase] += self.microbatches*self.scale*c/(self.mesh['tp'] if divided else 1)
+        if phase=='update': out[phase] += c*self.weights/self.profile.size
+        elif place in mine: out[phase] += self.microbatches*self.scale*c/(self.mesh['tp'] if divided else 1)
     return out
 
 Share.messages,Share.traffic = property(_messages),property(_traffic)
 Share.flops = property(lambda self: int(sum(_divide_cost(self, self.profile.flops).values())))
 Share.seconds = lambda self, gpu: _divide_cost(self, self.profile.seconds(gpu)) # of a step: forward, backward, update
 
-def shares(profile, mesh, microbatches=1, items=None) -> list:
-    "The share of a rank of each stage; `items` of a micro-batch, if not as profiled."
+def shares(profile, mesh, microbatches=1, items=None, stages=None) -> list:
+    "The share of a rank of each stage, or of some; `items` of a micro-batch, if not as profiled."
     sizes = sizes_of(mesh)
     if sizes['pp']>profile.last-1: raise MlstackError(f'pp={sizes["pp"]} stages of {profile.last-1} blocks', 'mesh', 'use fewer stages')
-    return [Share(profile, sizes, s, microbatches, (items or profile.items)/profile.items) for s in range(sizes['pp'])]
+    return [Share(profile, sizes, s, microbatches, (items or profile.items)/profile.items) for s in range(sizes['pp']) if stages is None or s in stages]
 
 # %% ../../nbs/hardware/03_dividing.ipynb #a8e3ad5b
 class RankPlan(Plan):
