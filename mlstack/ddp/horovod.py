@@ -182,12 +182,13 @@ def _scaled(t, factor):
     if factor == 1: return t
     return t.mul_(factor) if t.is_floating_point() or t.is_complex() else t.copy_((t*factor).trunc())
 
-# %% ../../nbs/ddp/09_horovod.ipynb #f52ae758
+# %% ../../nbs/ddp/09_horovod.ipynb #84a17138
 def _allreduce(tensor, out, op, before, after, process_set):
     "Start a reduction of `tensor` into `out`."
     group = _of(process_set)
     sent = _carried(tensor, group)
-    if before != 1 or sent.data_ptr() == tensor.data_ptr(): sent = _scaled(sent.clone(), before)
+    if sent.data_ptr() == tensor.data_ptr() != out.data_ptr(): sent = sent.clone()
+    _scaled(sent, before)
     work = dist.all_reduce(sent, _ops[op], group, async_op=True)
     return _Handle([work], lambda: out.copy_(_scaled(sent, after/process_set.size() if op == Average else after)))
 
@@ -542,10 +543,10 @@ def join(device=-1) -> int: # the rank that joined last: only its weights are up
     late = allgather_object(rs[0].shadows if rs else 0)
     return max(range(size()), key=lambda i: (-late[i], i))
 
-# %% ../../nbs/ddp/09_horovod.ipynb #657935b6
-def run(func, args=(), kwargs=None, np=1, **options): # what else horovod.run takes is about hosts
+# %% ../../nbs/ddp/09_horovod.ipynb #fdf7e168
+def run(func, args=(), kwargs=None, np=1, hosts=None, hostfile=None, **of_horovod): # what else horovod.run takes is about its own launcher
     "`horovod.run` on this machine: the results of `func` by rank."
-    if options: raise HorovodError(f'{", ".join(options)}: horovod.run starts on this machine only', do='start the script itself with torchrun, srun or mpirun on several')
+    if hosts or hostfile: raise HorovodError('horovod.run(hosts=…) starts processes on other machines', do='start the script itself with torchrun, srun or mpirun')
     return launch(func, *args, nprocs=np, **(kwargs or {}))
 
 class _Elastic:
