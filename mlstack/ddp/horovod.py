@@ -144,7 +144,11 @@ class Compression:
     "How gradients travel."
     none,fp16 = _NoCompression,_Half
 
-# %% ../../nbs/ddp/09_horovod.ipynb #d3ce1053
+# %% ../../nbs/ddp/09_horovod.ipynb #2674cfc4
+# their names until torch 2.12
+_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor
+_scatter = getattr(dist, 'reduce_scatter_single', None) or dist.reduce_scatter_tensor
+
 class _Handle:
     "A collective under way: what it waits for, and what makes its result."
     def __init__(self, work, finish): self.work,self.finish,self.output = work,finish,None
@@ -220,12 +224,12 @@ def allreduce(tensor, average=None, name=None, compression=Compression.none, op=
     reduce = lambda t: allreduce_async(t, average, name, op, prescale_factor, postscale_factor, process_set).wait()
     return compression.decompress(_Through.apply(small, reduce, reduce), ctx)
 
-# %% ../../nbs/ddp/09_horovod.ipynb #bf2f1fe9
+# %% ../../nbs/ddp/09_horovod.ipynb #4244d6fa
 def _lengths(n, group):
     "The first dimension of every rank's tensor."
     mine = torch.tensor([n], device='cuda' if dist.get_backend(group) == 'nccl' else 'cpu')
     found = mine.new_empty(dist.get_world_size(group))
-    dist.all_gather_into_tensor(found, mine, group)
+    _gather(found, mine, group)
     return found.tolist()
 
 def _padded(t, n): return t if len(t) == n else torch.cat([t, t.new_zeros(n-len(t), *t.shape[1:])])
@@ -237,7 +241,7 @@ def allgather_async(tensor, name=None, process_set=global_process_set):
     lengths = _lengths(len(sent), group)
     most = max(lengths)
     out = sent.new_empty(len(lengths)*most, *sent.shape[1:])
-    work = dist.all_gather_into_tensor(out, _padded(sent, most), group, async_op=True)
+    work = _gather(out, _padded(sent, most), group, async_op=True)
     return _Handle([work], lambda: torch.cat([o[:n] for o,n in zip(out.split(most or 1), lengths)]).to(tensor.device) if most else out)
 
 def allgather(tensor, name=None, process_set=global_process_set):
@@ -266,7 +270,7 @@ def broadcast(tensor, root_rank, name=None, process_set=global_process_set):
     "The root's tensor."
     return _Through.apply(tensor, lambda t: broadcast_async(t, root_rank, name, process_set).wait(), lambda g: allreduce(g, process_set=process_set)*(rank() == root_rank))
 
-# %% ../../nbs/ddp/09_horovod.ipynb #1e7ef9f2
+# %% ../../nbs/ddp/09_horovod.ipynb #8401a1d2
 def reducescatter_async(tensor, name=None, op=Average, process_set=global_process_set, prescale_factor=1., postscale_factor=1.):
     "Reduce over the ranks and keep one's own part of the first dimension; returns a handle."
     group,op = _of(process_set),_op(op, None)
@@ -274,7 +278,7 @@ def reducescatter_async(tensor, name=None, op=Average, process_set=global_proces
     most,mine = len(parts[0]),len(parts[process_set.rank()])
     sent = torch.cat([_padded(p, most) for p in parts])
     out = sent.new_empty(most, *sent.shape[1:])
-    work = dist.reduce_scatter_tensor(out, sent, _ops[op], group, async_op=True)
+    work = _scatter(out, sent, _ops[op], group, async_op=True)
     return _Handle([work], lambda: _scaled(out[:mine], postscale_factor/process_set.size() if op == Average else postscale_factor).to(tensor.device))
 
 def reducescatter(tensor, name=None, compression=Compression.none, op=Average, process_set=global_process_set, prescale_factor=1., postscale_factor=1.):
