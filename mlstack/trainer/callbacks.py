@@ -196,7 +196,7 @@ class Recorder(Callback):
         for step,row in zip(steps,rows):
             try: self.run.log(row, step=step)
             except StopTraining as e: stop = e
-        if stop and (self.parallel is None or self.parallel.world_size==1): raise stop # several ranks stop together, see the loop
+        if stop and (self.parallel is None or self.parallel.processes==1): raise stop # several ranks stop together, see the loop
     def log(self, row, step): self._log([step], [row])
 
     def close(self, device):

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..core import MlstackError, write_file
 from .callbacks import direction
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #37472281
+# %% ../../nbs/trainer/05_checkpoints.ipynb #a3a11901
 class CheckpointError(MlstackError, RuntimeError):
     "A checkpoint that cannot be written, read or used."
 
@@ -83,7 +83,7 @@ def write_checkpoint(
     "Write `parts` aside, flush, digest, rename. On any error what was at `path` is untouched."
     path = Path(path).absolute()
     tmp = path.with_name(f'.{path.name}.tmp')
-    first,wait = (True,lambda: None) if parallel is None else (parallel.rank==0, parallel.barrier)
+    first,wait = (True,lambda: None) if parallel is None else (parallel.main, parallel.barrier)
     parts = {stem: readable(obj,stem) for stem,obj in parts.items()}
     if first:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -166,7 +166,7 @@ class Staging:
     def wait(self):
         for e in self.events: e.synchronize()
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #0068bbab
+# %% ../../nbs/trainer/05_checkpoints.ipynb #682196d5
 class Checkpoints:
     "A folder of checkpoints, one for each saved step."
     def __init__(self,
@@ -208,7 +208,7 @@ class Checkpoints:
         if parallel is not None: # barriers belong to the training's own thread
             write_checkpoint(path, parts, note, parallel)
             self.written = step
-            if parallel.rank==0: self.prune(step)
+            if parallel.main: self.prune(step)
         elif not self.background: self._write(step, {k: readable(o,k) for k,o in parts.items()}, note)
         else:
             self.thread = threading.Thread(target=self._write, args=(step, self.staging(parts), note), name='mlstack-checkpoint')

@@ -24,7 +24,7 @@ from .metrics import check_ranks, results, stateful, warn_of
 from .batch import by_name, whole
 from .step import TrainerError, check_values, describe, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #1067ad48
+# %% ../../nbs/trainer/07_evaluating.ipynb #d4dae454
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
@@ -45,6 +45,18 @@ def _placed(self:Evaluating, batches):
     for first in batches:
         rest = chain([first], batches)
         yield from rest if on_device(first, self.device) else map(partial(move, device=self.device), rest)
+
+@patch
+def _in_step(self:Evaluating, batches, spare):
+    "Batches, each with True. Where forward passes have collectives, a rank with fewer of them gets its last one again, with False, until all are through."
+    p,last = self.parallel,None
+    batches = iter(batches)
+    while True:
+        try: last,more = next(batches),1.
+        except StopIteration as e: done,more = e.value,0.
+        if p.together and p.processes>1 and not p.share(torch.tensor([more], device=self.device)).item() or not (more or p.together): return done
+        if last is None: last = next(iter(spare()), None) # this rank has none at all
+        yield last,bool(more)
 
 @patch
 def _averaged(self:Evaluating):
@@ -74,10 +86,12 @@ def _evaluate(self:Evaluating, src, stop):
     functions,objects = self._measuring()
     for m in objects.values(): m.reset()
     forward,names,n,totals,seen = None,['loss',*functions],0,0,False
+    model = self.parallel.forward(self.model)
     with torch.no_grad(), self._averaged():
-        for batch in self._placed(src.valid(self.parallel.rank, self.parallel.world_size)):
+        for batch,counts in self._in_step(self._placed(src.valid(self.parallel.rank, self.parallel.world_size)), lambda: self._placed(src.valid(0,1))):
+            if not counts: self._forward(batch, {}, (), None if hasattr(src,'classes') else src)(model, batch); continue
             if forward is None: forward = self._forward(batch, functions, tuple(m.update for m in objects.values()), None if hasattr(src,'classes') else src)
-            try: loss,values = (forward if seen else getattr(forward,'first',forward))(self.model, batch)
+            try: loss,values = (forward if seen else getattr(forward,'first',forward))(model, batch)
             except Exception as e: e.add_note(f'in validation, with a batch {describe(batch)}'); raise
             if not seen: names,seen = ['loss',*(k for k in values if k!='count')],True; check_values(values)
             size = values.pop('count') if 'count' in values else size_of(batch) # tokens, if the step counts them
@@ -118,7 +132,7 @@ def _validation_source(self:Evaluating, data):
     if isinstance(data, Data): data = data.valid or data.train
     return self.data.valid if data is None else source(data)
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #d1612b79
+# %% ../../nbs/trainer/07_evaluating.ipynb #f82d1fc4
 @patch
 def _inputs(self:Evaluating, batch):
     "What the model takes of a batch, as (positional, named): all but the target, where there is a loss that wants it."
@@ -131,14 +145,14 @@ def _as_tensors(data):
     return {k: ready(v) for k,v in data.items()} if isinstance(data,dict) else tuple(map(ready,data)) if type(data) is tuple else ready(data)
 
 @patch
-def _to_predict(self:Evaluating, data):
+def _to_predict(self:Evaluating, data, rank, ranks):
     "Batches without their targets, as (positional, named)."
     data = _as_tensors(data)
     if isinstance(data, torch.Tensor):
         size = getattr(self.data and self.data.train,'batch_size',256)
         return (((b,),{}) for b in data.split(size))
     if isinstance(data, Data): data = data.valid or data.train
-    return map(self._inputs, [data] if isinstance(data,tuple) or by_name(data) is not None else source(data).valid(self.parallel.rank, self.parallel.world_size))
+    return map(self._inputs, [data] if isinstance(data,tuple) or by_name(data) is not None else source(data).valid(rank, ranks))
 
 @patch
 @contextmanager
@@ -149,7 +163,9 @@ def _predicting(self:Evaluating):
     self.model.eval()
     forward = in_precision(lambda model,batch: model(*batch[0], **batch[1]), self.device, self.precision)
     try:
-        with torch.no_grad(), self._averaged(): yield lambda inputs: move(forward(self.model, move(inputs,self.device)), 'cpu')
+        with torch.no_grad(), self._averaged():
+            model = self.parallel.forward(self.model)
+            yield lambda inputs: move(forward(model, move(inputs,self.device)), 'cpu')
     finally: self.model.train(was)
 
 def _joined(outs):
@@ -170,7 +186,11 @@ def predict(self:Evaluating,
 ):
     "The model's outputs for all items, in order, on the CPU; or the path of the file with them."
     if to is not None: return self._predict_to(Path(to), data)
-    with self._predicting() as of: outs = [of(inputs) for inputs in self._to_predict(data)]
+    p,outs = self.parallel,[]
+    with self._predicting() as of:
+        for inputs,counts in self._in_step(self._to_predict(data, p.rank, p.world_size), lambda: self._to_predict(data, 0, 1)):
+            out = of(inputs)
+            if counts: outs.append(out)
     return _joined(outs) if join else outs
 
 # %% ../../nbs/trainer/07_evaluating.ipynb #0e40b53b
@@ -203,7 +223,7 @@ def missing(spans, n) -> str:
         at = b
     return f'item {at} is missing' if at<n else f'{at} items where there should be {n}' if at>n else ''
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #edd0718e
+# %% ../../nbs/trainer/07_evaluating.ipynb #cba2861a
 _group = 16<<20 # bytes of rows that are written at once
 
 class _Rows:
@@ -235,9 +255,9 @@ class _Rows:
         with open(self.path,'rb') as f: os.fsync(f.fileno())
 
 @patch
-def _numbered(self:Evaluating, data):
+def _numbered(self:Evaluating, data, rank, ranks):
     "This rank's batches, each with the number of its first item; returns how many items there are over all ranks."
-    rank,ranks,data = self.parallel.rank,self.parallel.world_size,_as_tensors(data)
+    data = _as_tensors(data)
     if isinstance(data, (torch.Tensor,tuple,dict)): data = Tensors(data, getattr(self.data and self.data.train,'batch_size',None) or 256, shuffle=False)
     src = (data.valid or data.train) if isinstance(data, Data) else source(data)
     n = getattr(getattr(getattr(src,'plan',None),'tensors',src), 'n', None)
@@ -251,16 +271,16 @@ def _numbered(self:Evaluating, data):
         at += size_of(batch)
     return at if n is None else n
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #99552d55
+# %% ../../nbs/trainer/07_evaluating.ipynb #34b25762
 @patch
 def _agreed(self:Evaluating, act):
     "`act()` on this rank; if it fails on any, all raise."
     error,said = None,None
     try: said = act()
     except Exception as e: error = e
-    failed = self.parallel.sum(torch.tensor([float(error is not None)], device=self.device)).item() if self.parallel.world_size>1 else error is not None
+    failed = self.parallel.share(torch.tensor([float(error is not None)], device=self.device)).item() if self.parallel.processes>1 else error is not None
     if error is not None: raise error
-    if failed: raise TrainerError('another rank could not write its part', f'rank {self.parallel.rank}', 'see the error of that rank')
+    if failed: raise TrainerError('another rank could not write its part', f'rank {self.parallel.number}', 'see the error of that rank')
     return said
 
 def _check_whole(files, n):
@@ -284,18 +304,19 @@ def _predict_to(self:Evaluating, path, data):
     def write():
         rows,total = _Rows(mine),None
         with self._predicting() as of:
-            batches = self._numbered(data)
+            batches = self._in_step(self._numbered(data, p.rank, p.world_size), lambda: self._numbered(data, 0, 1))
             while total is None:
-                try: first,batch = next(batches)
+                try: (first,batch),counts = next(batches)
                 except StopIteration as e: total = e.value; break
-                rows.add(first, columns_of(of(self._inputs(batch)), size_of(batch)))
+                out = of(self._inputs(batch))
+                if counts and p.leads: rows.add(first, columns_of(out, size_of(batch)))
         rows.close()
         return total
     def begin():
         if path.is_dir() and not many: raise TrainerError(f'{path.name} is a folder', str(path), 'give another name, or remove it')
-        if p.rank==0: _remove(tmp); (tmp if many else path.parent).mkdir(parents=True, exist_ok=True)
+        if p.main: _remove(tmp); (tmp if many else path.parent).mkdir(parents=True, exist_ok=True)
     def name(total):
-        if p.rank>0: return
+        if not p.main: return
         files = sorted(tmp.glob('*.parquet')) if many else [tmp]
         if not total: raise DataError('the data gave no batch to predict', 'predict(to=)', 'check what filled it')
         _check_whole(files, total)
@@ -307,5 +328,5 @@ def _predict_to(self:Evaluating, path, data):
         self._agreed(lambda: name(total))
     except OSError as e: raise TrainerError(f'the predictions could not be written: {e.strerror or e}', str(path), 'free some disk space, or write elsewhere') from e
     finally:
-        if p.rank==0: _remove(tmp)
+        if p.main: _remove(tmp)
     return path

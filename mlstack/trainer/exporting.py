@@ -174,7 +174,7 @@ def export(self:Exporting,
     kind = kind or _kinds.get(Path(path).suffix)
     if kind not in _kinds.values(): raise ExportError(f'{Path(path).name!r} does not say what to export' if kind is None else f'kind is {kind!r}', 'Trainer.export', f'let the name end in {", ".join(_kinds)}')
     self.setup()
-    if self.parallel.rank>0: return Path(path)
+    if not self.parallel.main: return Path(path)
     with self._averaged(): model = copy.deepcopy(self.model).to('cpu').eval().requires_grad_(False) # one that averages is the one that was validated
     if kind=='safetensors': return save_weights(model, path, self._about())
     inputs = self._sample(batch)

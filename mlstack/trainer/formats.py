@@ -153,7 +153,7 @@ def _try_layout(self:Stepping):
     "Before the first step, and before a callback holds a weight: lay out the model by pixels if that was left to us and it takes it."
     if not self._layout_open: return
     self._layout_open = False
-    many,own = self.parallel.world_size>1,self.step_function is not None
+    many,own = self.parallel.processes>1,self.step_function is not None
     no = 'several processes have wrapped the model; channels_last=True does it' if many else 'the step is your own; channels_last=True does it' if own else takes_pixels(self, self.data.train)
     self._why['layout'] = f'channels first: {no}' if no else choose_layout(self,'auto')[1]
     if no: return
@@ -194,7 +194,7 @@ def choose_threads(now, allowed, want='auto', env=None, ranks=1): # (how many, w
 @patch
 def _set_threads(self:Stepping, want):
     from mlstack.hardware import threads
-    n,why = choose_threads(torch.get_num_threads(), threads(), want, ranks=self.parallel.world_size)
+    n,why = choose_threads(torch.get_num_threads(), threads(), want, ranks=self.parallel.processes)
     if n!=torch.get_num_threads(): torch.set_num_threads(n)
     self._why['threads'] = why
 
@@ -222,7 +222,7 @@ def _take_formats(self:Stepping, said) -> list:
         if self._why.get('layout'): self._why['layout'] = self._why['layout'].replace('as asked','as in the checkpoint')
     from mlstack.hardware import cpus
     n = said.get('threads')
-    if n and self.wants['threads']=='auto' and n!=torch.get_num_threads() and n<=cpus() and not os.environ.get('OMP_NUM_THREADS') and self.parallel.world_size==1:
+    if n and self.wants['threads']=='auto' and n!=torch.get_num_threads() and n<=cpus() and not os.environ.get('OMP_NUM_THREADS') and self.parallel.processes==1:
         torch.set_num_threads(n)
         self._why['threads'] = f'{n} threads, as in the checkpoint'
     return [f'{k} {said[k]} then, {now} now' for k,now in dict(channels_last=self.layout, deterministic=self.deterministic).items() if k in said and said[k]!=now]

@@ -103,7 +103,7 @@ def _hooked(model) -> str:
 def obstacle(t) -> str:
     "What keeps the whole step from being one graph, or nothing."
     if t.device.type!=recorder.kind: return f'CUDA graphs need a CUDA device, this is a {t.device.type.upper()}'
-    if t.parallel.world_size>1: return 'several processes train together'
+    if t.parallel.processes>1: return 'several processes train together'
     if t.optimizer is None: return 'the step makes its own updates'
     if t.scaler is not None: return 'the scaler of fp16 looks on the host whether a step was finite'
     if isinstance(t.opt, torch.optim.Optimizer): return 'the optimizer was given ready made'

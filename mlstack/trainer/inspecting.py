@@ -15,7 +15,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .checkpoints import random_state, set_random_state
 from .callbacks import Callback
-from .step import TrainerError, checked, describe, make_step, move, size_of
+from .step import TrainerError, checked, describe, move, size_of
 
 # %% ../../nbs/trainer/10_inspecting.ipynb #f69a7304
 class Sentences(list):
@@ -92,7 +92,7 @@ def _try_steps(self:Inspecting, batches):
     "Each batch with the step that would train on it."
     step = None
     for batch in batches:
-        if step is None: step = make_step(checked(self._forward(batch,{})), self.module, self.optimizer, scaler=self.scaler, parallel=self.parallel)
+        if step is None: step = self.parallel.make_step(self, checked(self._forward(batch,{})), model=self.module, optimizer=self.optimizer, scaler=self.scaler, parallel=self.parallel)
         yield step,batch
 
 @patch

@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['Trainer']
 
-# %% ../../nbs/trainer/11_loop.ipynb #160d1be1
+# %% ../../nbs/trainer/11_loop.ipynb #828d78d4
 import time as clock, warnings
 from functools import partial
 from itertools import chain, islice
@@ -17,7 +17,7 @@ from torch import nn
 from ..core import Stop, StopTraining, context, new_id, provider, settings
 from .data import Data, DataError, Tensors
 from .batch import note_batch
-from .step import Single, TrainerError, check_clip, clipper, make_step, move, on_device
+from .step import Single, TrainerError, check_clip, clipper, completed, move, on_device
 from .modes import Modes, Stepping, build
 from .formats import check_formats
 from .optimizers import _lr, check_instance, freeze, is_torch_scheduler, made_with, make_optimizer, schedule_for
@@ -32,19 +32,19 @@ from .inspecting import Inspecting, Waiting
 from .memory import Sparing
 from .profiling import Profiled
 
-# %% ../../nbs/trainer/11_loop.ipynb #1f9cb13a
+# %% ../../nbs/trainer/11_loop.ipynb #482116df
 def _check_loss_function(loss):
     if isinstance(loss,type): raise TrainerError(f'the loss {loss.__name__} is a class', 'Trainer(loss=)', f'give an instance: {loss.__name__}()')
     if loss is not None and not callable(loss): raise TrainerError(f'the loss is {loss!r}' if isinstance(loss,str) else f'the loss is a {type(loss).__name__}', 'Trainer(loss=)', 'give the function itself, for instance torch.nn.functional.cross_entropy')
 
 def _resolve_parallel(parallel):
     if parallel is None: return Single()
-    if isinstance(parallel, str): return provider('parallel')(parallel)
+    if isinstance(parallel, str): parallel = provider('parallel')(parallel)
     missing = [n for n in 'rank world_size device wrap no_sync sum broadcast barrier'.split() if not hasattr(parallel,n)]
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
-    return parallel
+    return completed(parallel)
 
-# %% ../../nbs/trainer/11_loop.ipynb #1d3fa778
+# %% ../../nbs/trainer/11_loop.ipynb #6963c1fd
 class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, Sparing, Profiled):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -90,7 +90,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         self.step = self.epoch = self.at = 0 # updates made, epochs done, batches of this epoch consumed
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.waiting = None # measures how long a fit waits for data
-        self.recorder = Recorder(self.history, run if self.parallel.rank==0 else None, parallel=self.parallel)
+        self.recorder = Recorder(self.history, run if self.parallel.main else None, parallel=self.parallel)
         self.modes,self.deterministic,self.wants = Modes(compile, graph),deterministic,dict(channels_last=channels_last, threads=threads)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
@@ -102,20 +102,20 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #5bf7503f
+# %% ../../nbs/trainer/11_loop.ipynb #7e18c910
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
     if self.optimizer is not None or hasattr(self,'module'): return
     p = self.parallel
-    self.model.to(self.device)
+    p.place(self.model, self.device)
     self._ready() # precision, layout, threads
     p.broadcast(self.model)
     freeze(self.opt, self.model)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
-    self._why['device'] = f'{self.device.type}, ' + (f'{p.world_size} processes ({type(p).__name__})' if p.world_size>1 else 'one process')
+    self._why['device'] = f'{self.device.type}, ' + (f'{p.processes} processes ({type(p).__name__})' if p.processes>1 else 'one process')
     self.scheduler = None
     if self.opt is None: self._why['opt'] = 'no optimizer: the step makes its own updates'; return
     if isinstance(self.opt, torch.optim.Optimizer): check_instance(self.opt, self.model, self.lr)
@@ -126,7 +126,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #b3079724
+# %% ../../nbs/trainer/11_loop.ipynb #55025498
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -148,10 +148,10 @@ def _build(self:Trainer, batch):
     rate,after = [],[] # on the host
     if self.optimizer is not None:
         if self.scaler is not None: before.insert(0, lambda values: self.scaler.unscale_(self.optimizer)) # hooks and clipping see true gradients
-        if self.clip: before.append(clipper(self.optimizer, self.clip))
+        if self.clip: before.append(clipper(self.optimizer, self.clip, self.parallel.norm))
         if self.scheduler is not None: after.append(self.scheduler.step)
         elif self.schedule is not None: rate.append(self._set_lr(schedule_for(self.schedule)))
-    make = partial(make_step, model=self.module, optimizer=self.optimizer,
+    make = partial(self.parallel.make_step, self, model=self.module, optimizer=self.optimizer,
         scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
     return build(self.modes, self, self._in_parts(make), forward, before, rate, after)
 
@@ -241,11 +241,11 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #4c5cc727
+# %% ../../nbs/trainer/11_loop.ipynb #ff34e087
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
-    many = self.parallel.world_size>1
+    many = self.parallel.processes>1
     self._stop = Stop() if many else ctx.stop
     together,inner = _Together(ctx.stop, self._stop, self.parallel) if many else None,[]
     if many: inner.append(together)
@@ -256,7 +256,7 @@ def _bind(self:Trainer, ctx):
     self.waiting = None if isinstance(self.data.train,Tensors) or isinstance(held,(list,tuple)) else Waiting(Trainer._steps, Recorder.absorb)
     if self.waiting: inner.append(self.waiting)
     inner.append(self.modes)
-    if self.parallel.rank==0 and settings().progress and not any(isinstance(c,Progress) for c in self.callbacks): inner.append(Progress())
+    if self.parallel.main and settings().progress and not any(isinstance(c,Progress) for c in self.callbacks): inner.append(Progress())
     own = [self.recorder] + ([self.measured] if self.measured.objects else [])
     theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name not in ('before_fit','after_fit') else hooks(self.callbacks,name)
     self._hooks = {n: hooks(own,n) + theirs(n) + hooks(inner,n) for n in hook_names}
@@ -268,7 +268,7 @@ def _may_keep(self:Trainer, error) -> bool:
     if who is None: return isinstance(error, KeyboardInterrupt)
     error.add_note(f'raised in the callback {type(who).__name__}.{hook}, after step {self.step}, in epoch {self.epoch+1}')
     if not isinstance(error, Exception) or isinstance(error, NonFiniteLoss): return isinstance(error, KeyboardInterrupt)
-    seen = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.world_size==1 else []
+    seen = [h.__self__ for h in self._hooks[hook]] if hook=='after_step' and self.parallel.processes==1 else []
     return not any(hasattr(c,'state_dict') for c in seen[seen.index(who)+1:]) if who in seen else hook!='after_step'
 
 @patch
@@ -309,7 +309,7 @@ def fit(self:Trainer,
         return self
     self._cut,self._asked = True,dict(epochs=epochs, steps=steps, time=time)
     self._aim(epochs, steps, time)
-    if self._differs and self.parallel.rank==0: warnings.warn(self._why['resume'], stacklevel=2)
+    if self._differs and self.parallel.main: warnings.warn(self._why['resume'], stacklevel=2)
     self._differs = []
     self._began = clock.monotonic()-self._fit['spent']
     self._try_layout()
@@ -335,7 +335,7 @@ def fit(self:Trainer,
             failed,self.stopped = e,f'{type(e).__name__}: {e}'
             if 'device-side assert' in self.stopped: note_batch(e, self)
             try:
-                if self.parallel.world_size==1: self.recorder.close(self.device) # other ranks are elsewhere
+                if self.parallel.processes==1: self.recorder.close(self.device) # other ranks are elsewhere
                 if self._may_keep(e): self._save_interrupted()
                 self._settle(last=True)
             except Exception as other: e.add_note(f'afterwards: {other}') # the first error is the one to report

@@ -110,7 +110,7 @@ def _parts_of(self:Sparing, batch): return batch if self.accumulate>1 else (batc
 def _hopeless(self:Sparing, error) -> str:
     "Why smaller parts would not help, or nothing."
     if self.optimizer is None: return 'the step makes its own updates, so it cannot be repeated in smaller parts'
-    if self.parallel.world_size>1: return 'several ranks: the others are waiting in the middle of this step, so it cannot be repeated; start again with a smaller batch_size and a larger accumulate='
+    if self.parallel.processes>1: return 'several ranks: the others are waiting in the middle of this step, so it cannot be repeated; start again with a smaller batch_size and a larger accumulate='
     if in_update(error): return 'memory ran out in the update, which smaller batches do not make smaller: use an optimizer with less state, or accumulate less elsewhere'
     if max(map(size_of, self._parts_of(self.batch)))<2 or self.micro==1: return 'a single item does not fit: smaller items, a smaller model, or mlstack.ddp.checkpoint_activations'
     try: pieces(self._parts_of(self.batch), 1)
@@ -250,7 +250,7 @@ def largest_batch(self:Sparing,
 ) -> LargestBatch:
     "How many items a micro-batch can have on this device, found by training steps that are undone."
     self.setup()
-    if self.optimizer is None or self.parallel.world_size>1: raise TrainerError('there is no optimizer' if self.optimizer is None else 'several ranks cannot try together', 'largest_batch', 'give opt=' if self.optimizer is None else 'ask for it in one process first')
+    if self.optimizer is None or self.parallel.processes>1: raise TrainerError('there is no optimizer' if self.optimizer is None else 'several ranks cannot try together', 'largest_batch', 'give opt=' if self.optimizer is None else 'ask for it in one process first')
     if most is not None and (not isinstance(most,int) or most<1): raise TrainerError(f'most is {most!r}', 'largest_batch', 'give a number of items')
     allowed = bytes_of(limit) if limit is not None else _free(self.device) if self.device.type=='cuda' else int(.9*_free(self.device))
     with self._as_it_was():

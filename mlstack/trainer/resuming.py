@@ -22,7 +22,7 @@ from .step import TrainerError
 from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 
-# %% ../../nbs/trainer/08_resuming.ipynb #a209bd6b
+# %% ../../nbs/trainer/08_resuming.ipynb #4b58acff
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -45,12 +45,14 @@ def _state(self:Resuming) -> dict:
     "The parts of a checkpoint, as this rank has to write them."
     rng = random_state(self.device)
     place = self._where_read()
-    if self.parallel.rank>0: return {f'rank-{self.parallel.rank}': dict(rng=rng, place=place)}
-    state = lambda o: None if o is None else o.state_dict()
+    p,state = self.parallel, lambda o: None if o is None else o.state_dict()
+    model,optimizer = p.model_state(self.model), None if self.optimizer is None else p.optimizer_state(self.model, self.optimizer)
+    callbacks = [(type(c).__name__, p.whole(c.state_dict())) for c in _stateful(self.callbacks)]
+    if not p.main: return {f'rank-{p.number}': dict(rng=rng, place=place)}
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=self.model.state_dict(), training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
-        precision=self.precision, chosen=chosen(self), optimizer=state(self.optimizer), scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
-        recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=[(type(c).__name__, c.state_dict()) for c in _stateful(self.callbacks)]))
+    return dict(model=model, training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
+        precision=self.precision, chosen=chosen(self), optimizer=optimizer, scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
+        recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=callbacks))
 
 def _chip(device):
     "What a result's last bit depends on: the GPU's name, the CPU's vector instructions."
@@ -59,17 +61,17 @@ def _chip(device):
 @patch
 def _note(self:Resuming):
     "What the manifest says besides the files."
-    return dict(mlstack=__version__, lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size,
+    return dict(mlstack=__version__, lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, processes=self.parallel.processes,
         device=self.device.type, chip=_chip(self.device), threads=torch.get_num_threads())
 
 @patch
-def _parallel_writer(self:Resuming): return self.parallel if self.parallel.world_size>1 else None
+def _parallel_writer(self:Resuming): return self.parallel if self.parallel.processes>1 else None
 
 @patch
 def _claim_folder(self:Resuming):
     "Before the first save of a fit that was not resumed from this folder: what lies there of another training goes aside."
     self._claim,self._saving.written = False,None
-    if self.parallel.rank>0: return
+    if not self.parallel.main: return
     aside = self._saving.put_aside(self._lineage, self._began_at)
     if not aside: return
     self._why['aside'] = f'{self._saving.folder.name} held checkpoints of another training, which are now in {", ".join(p.name for p in aside)}: resume=FOLDER goes on with one of them'
@@ -115,8 +117,8 @@ def _save_now(self:Resuming, judge=True):
 def _checkpoints(self:Resuming, save):
     if save is None: return None
     c = save if isinstance(save,Checkpoints) else Checkpoints(save)
-    if self.parallel.rank==0: c.claim()
-    how = 'in step with the training: several ranks write together' if self.parallel.world_size>1 else 'beside the training' if c.background else 'while the training waits'
+    if self.parallel.main: c.claim()
+    how = 'in step with the training: several ranks write together' if self.parallel.processes>1 else 'beside the training' if c.background else 'while the training waits'
     self._why['saves'] = f'a checkpoint {f"every {c.every} steps and " if c.every else ""}at the end of each epoch, written {how}'
     return c
 
@@ -131,10 +133,10 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #6d3f9627
-def _load_model(model, state, path):
+# %% ../../nbs/trainer/08_resuming.ipynb #ee04f17e
+def _load_model(model, state, path, load=torch.nn.Module.load_state_dict):
     said = misfit(model, state)
-    try: model.load_state_dict(state)
+    try: load(model, state)
     except RuntimeError as e: raise CheckpointError(f'the checkpoint is of another model: {said or str(e).splitlines()[-1].strip()}', str(path), 'build the model it was made with') from None
 
 _words = dict(batch_size='batch size', items='number of items', batches='batches an epoch', accumulate='accumulate', clip='clip')
@@ -171,7 +173,9 @@ def _load_optimizer(self:Resuming, s, path):
     planned = then.get('schedule',now['schedule'])==now['schedule']
     try:
         for name,wanted in dict(optimizer=same, scheduler=same and planned, scaler=True).items():
-            if wanted and getattr(self,name) is not None and s[name] is not None: getattr(self,name).load_state_dict(s[name])
+            if not wanted or getattr(self,name) is None or s[name] is None: continue
+            if name=='optimizer': self.parallel.load_optimizer(self.model, self.optimizer, s[name])
+            else: getattr(self,name).load_state_dict(s[name])
     except (ValueError,KeyError) as e: raise CheckpointError(f'the checkpoint was made with another {name}: {e}', str(path), 'give the same arguments as then') from None
     if self.optimizer is not None and same and not planned and self.scheduler is None:
         for g in self.optimizer.param_groups: g['lr'] = g['initial_lr'] # where the old schedule had left it is no rate to keep
@@ -197,7 +201,7 @@ def _take(self:Resuming, path, parts):
     s,note = parts['training'],parts['manifest']
     if missing := [k for k in _needed if k not in s]: raise CheckpointError(f'the checkpoint has no {", ".join(missing)}', str(path), f'read it with the version that wrote it, mlstack {note.get("mlstack","of another time")}; this is {__version__}')
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
-    _load_model(self.model, parts['model'], path)
+    _load_model(self.model, parts['model'], path, self.parallel.load_model)
     self._from = Path(path).absolute()
     cannot = take(self, s.get('chosen',{}))
     self._load_optimizer(s, path)
@@ -209,11 +213,11 @@ def _take(self:Resuming, path, parts):
     self.recorder.load_state_dict(s['recorder'])
     self.measured.load_state_dict(s.get('measured',{}))
     self._load_callbacks(s['callbacks'], path)
-    r = self.parallel.rank
+    r = self.parallel.number
     self.micro = s.get('micro') # what was too much then is not tried again
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
     self._place_read = (s if r==0 else parts.get(f'rank-{r}',{})).get('place')
-    if self._rng is None: seed_all(key_of(self.seed, self.step), r) # a rank that was not there then
+    if self._rng is None: seed_all(key_of(self.seed, self.step), self.parallel.rank) # a rank that was not there then
     self._seeded = True
     now = self._note() | dict(torch=torch.__version__)
     other = [f'{k} {note[k]} then, {now[k]} now' for k in ('mlstack','torch','device','chip','world_size','threads') if k in note and note[k]!=now[k]] + ([f'precision {s["precision"]} then, {self.precision} now'] if s['precision']!=self.precision else []) + cannot
@@ -306,7 +310,7 @@ def _begin(self:Resuming, going_on=True):
     self.recorder.start(carry=self.at>0)
     self.measured.carry = self.at>0
 
-# %% ../../nbs/trainer/08_resuming.ipynb #d20ff91a
+# %% ../../nbs/trainer/08_resuming.ipynb #1f57b604
 def _equal(a, b):
     if isinstance(a, torch.Tensor): return torch.equal(a, b)
     if isinstance(a, (tuple,list)): return len(a)==len(b) and all(map(_equal, a, b))
@@ -354,4 +358,4 @@ def _doubt(self:Resuming, drawn):
     if not drawn: return
     self._why['order'] = f'the batches draw from the generator of {" and ".join(drawn)} while they are read: unless that is augmentation only, the rest of epoch {self.epoch+1} comes in another order'
     if 'resume' in self._why: self._why['resume'] = self._why['resume'].replace(': bit for bit', ', perhaps not bit for bit: see the order')
-    if self.parallel.rank==0: warnings.warn(self._why['order'], stacklevel=2)
+    if self.parallel.main: warnings.warn(self._why['order'], stacklevel=2)

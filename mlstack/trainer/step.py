@@ -6,7 +6,8 @@ Between two batches an expert's loop does five things: forward, loss, backward, 
 
 # %% auto #0
 __all__ = ['TrainerError', 'forward_for', 'check_loss', 'check_values', 'checked', 'choose_precision', 'in_precision',
-           'scaler_for', 'params_of', 'check_clip', 'clipper', 'make_step', 'best_device', 'Single']
+           'scaler_for', 'params_of', 'check_clip', 'total_norm', 'clipper', 'make_step', 'best_device', 'Single',
+           'completed']
 
 # %% ../../nbs/trainer/02_step.ipynb #25751629
 import inspect, math
@@ -154,7 +155,7 @@ def scaler_for(device, name):
     "A loss scaler for float16 on a GPU, else None."
     return torch.amp.GradScaler('cuda') if name=='fp16' and torch.device(device).type=='cuda' else None
 
-# %% ../../nbs/trainer/02_step.ipynb #2616d45b
+# %% ../../nbs/trainer/02_step.ipynb #e5464270
 def params_of(optimizer):
     "The parameters that `optimizer` updates."
     return [p for g in optimizer.param_groups for p in g['params']]
@@ -165,12 +166,17 @@ def check_clip(clip):
     if clip is None or good(clip) or (isinstance(clip,dict) and clip and set(clip)<={'norm','value'} and all(map(good,clip.values()))): return
     raise TrainerError(f'clip is {clip!r}', 'Trainer', 'give the largest norm of the gradients, dict(value=) for each number of them, math.inf to record the norm only, or None')
 
-def clipper(optimizer, clip):
+def total_norm(params, limit=None):
+    "The norm of all gradients together; clipped to `limit` if there is one."
+    if limit is not None: return nn.utils.clip_grad_norm_(params, limit)
+    return nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+
+def clipper(optimizer, clip, norm_of=total_norm):
     "The action that clips the gradients on the device, and records their norm as it was before."
     params,limits = params_of(optimizer), clip if isinstance(clip,dict) else dict(norm=clip)
-    norm,value,clip_norm,clip_value = limits.get('norm',math.inf),limits.get('value'),nn.utils.clip_grad_norm_,nn.utils.clip_grad_value_
-    def only_norm(values): values['grad_norm'] = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    def by_norm(values): values['grad_norm'] = clip_norm(params, norm)
+    norm,value,clip_value = limits.get('norm',math.inf),limits.get('value'),nn.utils.clip_grad_value_
+    def only_norm(values): values['grad_norm'] = norm_of(params)
+    def by_norm(values): values['grad_norm'] = norm_of(params, norm)
     first = only_norm if norm==math.inf else by_norm
     def by_value(values):
         first(values)
@@ -243,7 +249,7 @@ def _without_optimizer(forward, model):
         return {'loss': loss.detach(), **values}
     return step
 
-# %% ../../nbs/trainer/02_step.ipynb #f552de68
+# %% ../../nbs/trainer/02_step.ipynb #fa768305
 def best_device() -> str:
     "The device the hardware chapter would take."
     from mlstack.hardware import device
@@ -251,10 +257,36 @@ def best_device() -> str:
 
 class Single:
     "One process: nothing to share. Any object with these methods can take its place as `parallel=`."
-    rank,world_size = 0,1
+    rank,world_size = 0,1 # share of the data
+    together = False      # a forward pass has collectives: all ranks need the same number of them
+    leads = True          # one process of those with the same share of the data
     def __init__(self, device=None): self.device = torch.device(device or best_device())
-    def wrap(self, model): return model              # the module to call in training
-    def no_sync(self, model): return nullcontext()   # gradients stay with their rank
-    def sum(self, tensor): return tensor             # over ranks, in place
-    def broadcast(self, model): pass                 # rank 0's weights to all
+    @property
+    def number(self): return self.rank           # among all processes
+    @property
+    def processes(self): return self.world_size
+    @property
+    def main(self): return self.number==0        # logs, draws and writes
+    def place(self, model, device): return model.to(device)
+    def broadcast(self, model): pass             # rank 0's weights to all
+    def wrap(self, model): return model          # the module to call in training
+    def forward(self, model): return model       # what to call in validation
+    def no_sync(self, model): return nullcontext() # gradients stay with their rank
+    def sum(self, tensor): return tensor         # over shares of the data, in place
+    def share(self, tensor): return self.sum(tensor) # the same over all processes
     def barrier(self): pass
+    def norm(self, params, limit=None): return total_norm(params, limit)
+    def make_step(self, trainer, forward, **options): return make_step(forward, **options)
+    # whole states, the same with any number of processes; all of them call these at once
+    def whole(self, state): return state         # of anything that may hold parts of tensors
+    def model_state(self, model): return model.state_dict()
+    def optimizer_state(self, model, optimizer): return optimizer.state_dict()
+    def load_model(self, model, state): model.load_state_dict(state)
+    def load_optimizer(self, model, optimizer, state): optimizer.load_state_dict(state)
+
+def completed(parallel):
+    "An object for `parallel=` with what it lacks taken from `Single`."
+    for name,o in vars(Single).items():
+        if name[0]=='_' or hasattr(parallel,name): continue
+        setattr(parallel, name, o.fget(parallel) if isinstance(o,property) else o.__get__(parallel) if callable(o) else o)
+    return parallel

@@ -59,7 +59,7 @@ def done(self:Stopping) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #132eedf5
+# %% ../../nbs/trainer/09_stopping.ipynb #a31653d8
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
     def __init__(self, asked, stop, parallel, every=16): self.asked,self.stop,self.parallel,self.every,self.sent,self.raised = asked,stop,parallel,every,None,{}
@@ -71,14 +71,14 @@ class _Together(Callback):
             except StopTraining as e: self.raised.setdefault('fit', str(e))
             except StopEpoch: self.raised.setdefault('epoch', '')
             except SkipStep:
-                if not getattr(getattr(hook,'__self__',None),'everywhere',False): raise TrainerError(f'rank {self.parallel.rank} left out a batch that other ranks may train on', type(hook.__self__).__name__, 'decide by what is the same on all ranks, and say so: everywhere = True in the class') from None
+                if not getattr(getattr(hook,'__self__',None),'everywhere',False): raise TrainerError(f'rank {self.parallel.number} left out a batch that other ranks may train on', type(hook.__self__).__name__, 'decide by what is the same on all ranks, and say so: everywhere = True in the class') from None
                 raise
         return run
 
     def send(self, t):
         over = t.limit is not None and clock.monotonic()-t._began > t.limit
         flags = torch.tensor([self.asked.reason is not None, over, 'fit' in self.raised, 'epoch' in self.raised, t._signalled is not None], dtype=torch.float32)
-        return t.epoch, self.parallel.sum(flags.to(t.device, non_blocking=True))
+        return t.epoch, self.parallel.share(flags.to(t.device, non_blocking=True))
 
     def take(self, t, sent):
         epoch,(asked,late,fit,end,signalled) = sent[0],sent[1].tolist()
@@ -127,7 +127,7 @@ class _Validator(Callback):
         for c in t.callbacks:
             if hasattr(c,'look'): c.look(t)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #cfa9d981
+# %% ../../nbs/trainer/09_stopping.ipynb #c29e40d0
 class Preempted(StopTraining, SystemExit):
     "A signal asked this process to leave, and its training is saved; where nobody catches it the process leaves with 128 + the signal's number."
     def __init__(self, said, number=signal.SIGTERM):
@@ -159,14 +159,14 @@ def _signals(self:Stopping, stop):
         first,name = self._signalled is None,signal.Signals(number).name
         self._signalled = number
         stop.set(name)
-        nothing_yet = self.step==self._began_at and not self._whole and not self.stopped and self.parallel.world_size==1
+        nothing_yet = self.step==self._began_at and not self._whole and not self.stopped and self.parallel.processes==1
         if first and nothing_yet and os.getpid()==pid: raise StopTraining(name) # a loader's worker has inherited this handler
     def interrupt(*_):
         if self._interrupted: raise KeyboardInterrupt
         self._interrupted = True
         if loud and os.getpid()==pid: os.write(2, b'\nstopping after this step; Ctrl-C again stops at once\n') # print may not be called in a handler
     ours = [(n, signal.SIG_DFL, terminate) for n in (signal.SIGTERM, getattr(signal,'SIGUSR1',None)) if n]
-    if self._saving and self.parallel.world_size==1: ours.append((signal.SIGINT, signal.default_int_handler, interrupt))
+    if self._saving and self.parallel.processes==1: ours.append((signal.SIGINT, signal.default_int_handler, interrupt))
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n,do) for n,default,do in ours if main and signal.getsignal(n)==default}
     loaders = [(o,o.worker_init_fn) for o in _loaders(self.data)] if signal.SIGTERM in before else []
@@ -196,7 +196,7 @@ def _leave(self:Stopping):
 
 @patch
 def _say(self:Stopping, text):
-    if self.parallel.rank==0 and settings().progress: print(text, flush=True)
+    if self.parallel.main and settings().progress: print(text, flush=True)
 
 @patch
 def _say_resumed(self:Stopping):
@@ -214,7 +214,7 @@ def _say_waiting(self:Stopping):
 @patch
 def _save_interrupted(self:Stopping):
     "After a Ctrl-C: a checkpoint of this step, if it is whole and not yet saved. Several ranks would wait for each other."
-    if not (self._saving and self._whole and self.step>self._saved_at and self.parallel.world_size==1): return
+    if not (self._saving and self._whole and self.step>self._saved_at and self.parallel.processes==1): return
     self.stopped,why = None,self.stopped # it is not over
     self._save_now(judge=False)
     self.stopped = why
