@@ -2,6 +2,7 @@
 
 Modules:
 
+- `mlstack.ddp.horovod`: A Horovod script runs on torch.distributed: change its import line.
 - `mlstack.ddp.memory`: Activations that are not kept: computed again in the backward pass, or put away on the CPU or the disk, for models that do not fit.
 - `mlstack.hardware.devices`: Which device, how many threads, which precision: the choices an expert makes from the card in the machine, each with its reason. The trainer asks for them; you can too.
 - `mlstack.tracking.columns`: What a run leaves when it is over: its lanes as one file of compressed columns with checksums, made by whoever reads it first.
