@@ -50,8 +50,12 @@ class DDP:
         import torch.distributed as dist
         dist.barrier()
 
-# %% ../../nbs/ddp/02_parallel.ipynb #0bc849d5
-_strategies = dict(ddp=DDP)
+# %% ../../nbs/ddp/02_parallel.ipynb #e0ef6a30
+def _sharded():
+    from mlstack.ddp.sharding import FSDP
+    return FSDP()
+
+_strategies = dict(ddp=DDP, fsdp=_sharded)
 
 def resolve(name):
     "The object that `Trainer(parallel=name)` uses; the trainer finds this function as `core.provider('parallel')`."
