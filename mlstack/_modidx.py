@@ -152,6 +152,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlstack.ddp.parallel._sharded': ('ddp/parallel.html#_sharded', 'mlstack/ddp/parallel.py'),
                                       'mlstack.ddp.parallel.resolve': ('ddp/parallel.html#resolve', 'mlstack/ddp/parallel.py')},
             'mlstack.ddp.plans': { 'mlstack.ddp.plans.Columns': ('ddp/plans.html#columns', 'mlstack/ddp/plans.py'),
+                                   'mlstack.ddp.plans.Columns._apply': ('ddp/plans.html#columns._apply', 'mlstack/ddp/plans.py'),
                                    'mlstack.ddp.plans.Columns.after': ('ddp/plans.html#columns.after', 'mlstack/ddp/plans.py'),
                                    'mlstack.ddp.plans.Columns.before': ('ddp/plans.html#columns.before', 'mlstack/ddp/plans.py'),
                                    'mlstack.ddp.plans.Columns.placement': ('ddp/plans.html#columns.placement', 'mlstack/ddp/plans.py'),

@@ -104,7 +104,7 @@ def fused_order(sizes, n): # index of rows for n processes
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     return torch.cat([torch.arange(s+r*w//n, s+(r+1)*w//n) for r in range(n) for s,w in zip(starts,sizes)])
 
-# %% ../../nbs/ddp/05a_plans.ipynb #a60ffc04
+# %% ../../nbs/ddp/05a_plans.ipynb #a8b88f60
 def _transposed(module): return not isinstance(module, nn.Linear) and type(module).__name__=='Conv1D' # transformers' GPT-2
 def _outs(module): return module.weight.shape[1 if _transposed(module) else 0]
 def _ins(module): return module.weight.shape[0 if _transposed(module) else 1]
@@ -134,6 +134,9 @@ class Columns(_Style):
     "Cut by output features: the first matrix of a pair, or the head."
     sizes = property(lambda self: self.options.get('sizes'))
     def placement(self, module, name): return Shard(1 if _transposed(module) and name=='weight' else 0)
+    def _apply(self, module, mesh):
+        if _transposed(module): module.nf //= mesh.size() # the shape that it gives its output
+        return super()._apply(module, mesh)
     def before(self, module, args):
         seen = self.plan.entered # matrices with one input share its gradient's sum
         if seen.get('x') is not args[0]: seen.update(x=args[0], y=enter(args[0], self.mesh))
@@ -301,7 +304,7 @@ def _by_hand(model, plan):
         found |= {n: (style, {}, '') for n in names}
     return found
 
-# %% ../../nbs/ddp/05a_plans.ipynb #be3e8f70
+# %% ../../nbs/ddp/05a_plans.ipynb #888431b0
 def _checked(name, module, style, tp):
     if isinstance(style, str) and style in ('columns','rows'):
         if not _linear(module): raise PlanError(f'{name} is a {type(module).__name__}', f'style {style!r}', 'columns and rows are for linear layers')
@@ -325,6 +328,7 @@ def apply(
     plan.made.clear()
     _ready(mesh.device_type)
     if any(isinstance(m,nn.TransformerEncoderLayer) for m in model.modules()): set_fastpath_enabled(False) # one call that knows no parts
+    if getattr(getattr(model,'config',None),'use_cache',False): model.config.use_cache = False # transformers' cache of keys begins with a tensor without dimensions
     _Localized([model.get_submodule(n) for n in rest if type(model.get_submodule(n)) is nn.Embedding]).on(model) # positions are often read as `pos.weight[:t]`
     if not any(o.get('gather')==False for _,o,_ in plan.styles.values()): model.register_forward_hook(lambda m,args,out: tree_map_only(DTensor, _plain, out))
     return model
