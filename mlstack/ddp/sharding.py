@@ -29,7 +29,7 @@ from ..trainer.step import Single
 from .launching import join_group
 from .memory import blocks_of
 
-# %% ../../nbs/ddp/04_sharding.ipynb #b8f0e528
+# %% ../../nbs/ddp/04_sharding.ipynb #a79b7975
 def _inside_out(module, seen=None):
     "All modules, children before their parents, in the order in which they were made."
     seen = set() if seen is None else seen
@@ -42,7 +42,7 @@ def _callable(module): return type(module).forward is not nn.Module.forward
 
 def units_of(model, blocks=None) -> list:
     "The modules that are gathered one at a time, inner ones first; what lies in none of them is one more."
-    found = [b for b in repeated_blocks(model) if _callable(b)] if blocks is None else blocks_of(model, blocks, 'FSDP')
+    found = [b for b in repeated_blocks(model) if _callable(b)] if blocks is None else [] if blocks in ([],()) else blocks_of(model, blocks, 'FSDP')
     if wrong := [b for b in found if not _callable(b)]: raise MlstackError(f'a {type(wrong[0]).__name__} has no forward pass of its own, in which it could be gathered', 'FSDP(blocks=)', 'name the modules in it that are called')
     wanted = {id(b) for b in found}-{id(model)}
     return [m for m in _inside_out(model) if id(m) in wanted]
