@@ -10,7 +10,8 @@ The work is done by torch's `fully_shard` (FSDP2). This room decides what it lea
 __all__ = ['units_of', 'check_model', 'load_slices', 'policy_of', 'shard_model', 'sharded_bytes', 'norm_of', 'settle',
            'sharding_mesh', 'FSDP']
 
-# %% ../../nbs/ddp/04_sharding.ipynb #4d0e144b
+# %% ../../nbs/ddp/04_sharding.ipynb #f44c10d8
+import copy
 from dataclasses import replace
 from itertools import zip_longest
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from ..trainer.step import Single
 from .launching import join_group
 from .memory import blocks_of
 
-# %% ../../nbs/ddp/04_sharding.ipynb #b8f0e528
+# %% ../../nbs/ddp/04_sharding.ipynb #a79b7975
 def _inside_out(module, seen=None):
     "All modules, children before their parents, in the order in which they were made."
     seen = set() if seen is None else seen
@@ -42,7 +43,7 @@ def _callable(module): return type(module).forward is not nn.Module.forward
 
 def units_of(model, blocks=None) -> list:
     "The modules that are gathered one at a time, inner ones first; what lies in none of them is one more."
-    found = [b for b in repeated_blocks(model) if _callable(b)] if blocks is None else blocks_of(model, blocks, 'FSDP')
+    found = [b for b in repeated_blocks(model) if _callable(b)] if blocks is None else [] if blocks in ([],()) else blocks_of(model, blocks, 'FSDP')
     if wrong := [b for b in found if not _callable(b)]: raise MlstackError(f'a {type(wrong[0]).__name__} has no forward pass of its own, in which it could be gathered', 'FSDP(blocks=)', 'name the modules in it that are called')
     wanted = {id(b) for b in found}-{id(model)}
     return [m for m in _inside_out(model) if id(m) in wanted]
@@ -75,32 +76,50 @@ def check_model(model, units, ranks):
     if not first: _refuse('the model has no parameters', 'there is nothing to cut')
     if (n := sum(p.numel() for p in model.parameters()))<ranks: _refuse(f'{n} parameters cannot be cut over {ranks} ranks', 'use parallel="ddp"')
 
-# %% ../../nbs/ddp/04_sharding.ipynb #b8c86885
+# %% ../../nbs/ddp/04_sharding.ipynb #97989404
 class _Filler:
     "Gives the modules of a model on meta their contents, one at a time."
-    def __init__(self, device, init, strict): self.device,self.init,self.strict,self.made = device,init,strict,{}
+    def __init__(self, model, device, init, strict):
+        self.device,self.init,self.strict,self.made,self.states = device,init,strict,{},{}
+        self.here = any(t.is_meta for t in (*model.parameters(),*model.buffers()))
+        for m in _inside_out(model) if self.here and init else ():
+            self.states[id(m)] = self._random()
+            if self._own(m): self._reset(self._twin(m))
 
-    def __call__(self, module):
-        own = {n: t for n,t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.is_meta}
-        if not own: return
-        module.to_empty(device=self.device, recurse=False)
-        get = lambda n: module._parameters.get(n, module._buffers.get(n))
-        with torch.no_grad():
-            for n in own:
-                if get(n).is_floating_point(): get(n).fill_(torch.nan)
-            self._reset(module)
-            for n,t in own.items():
-                if id(t) not in self.made: self.made[id(t)] = t,get(n) # the one on meta too, so that its id stays its own
-                elif n in module._parameters: module._parameters[n] = self.made[id(t)][1]
-            if self.init: self.init(module)
-        if missing := [n for n in own if self.strict and get(n).is_floating_point() and get(n).isnan().any()]:
-            _refuse(f'{", ".join(missing)} of {type(module).__name__} got no contents', 'say with init=function(module) how it is filled, or give weights=FILE')
-
+    def _random(self): return (torch.cuda if self.device.startswith('cuda') else torch).get_rng_state()
+    def _set_random(self, state): (torch.cuda if self.device.startswith('cuda') else torch).set_rng_state(state)
+    def _own(self, module): return {n: t for n,t in (*module._parameters.items(), *module._buffers.items()) if t is not None and t.is_meta}
+    def _twin(self, module):
+        "The module by itself with contents, to be thrown away."
+        twin = copy.copy(module)
+        twin._parameters,twin._buffers = dict(module._parameters),dict(module._buffers)
+        return twin.to_empty(device=self.device, recurse=False)
     def _reset(self, module):
         reset = getattr(module,'reset_parameters',None) or getattr(module,'_reset_parameters',None)
-        if reset is None: return
-        if self.init is None: return reset()
-        with torch.random.fork_rng(devices=[self.device] if torch.device(self.device).type=='cuda' else []): reset() # the numbers belong to init
+        if reset: reset()
+
+    def __call__(self, module):
+        if not self.here: return
+        with torch.no_grad():
+            own = self._own(module)
+            self._fill(module, own)
+            if self.init: self.init(module)
+        left = [n for n in own if self._get(module,n).is_floating_point() and self._get(module,n).isnan().any()] if self.strict else []
+        if left: _refuse(f'{", ".join(left)} of {type(module).__name__} got no contents', 'say with init=function(module) how it is filled, or give weights=FILE')
+
+    def _get(self, module, name): return module._parameters[name] if name in module._parameters else module._buffers[name]
+    def _fill(self, module, own):
+        if not own: return
+        module.to_empty(device=self.device, recurse=False)
+        for n in own:
+            if self._get(module,n).is_floating_point(): self._get(module,n).fill_(torch.nan)
+        then = self._random()
+        if self.states: self._set_random(self.states[id(module)])
+        self._reset(module)
+        if self.states: self._set_random(then)
+        for n,t in own.items():
+            if id(t) not in self.made: self.made[id(t)] = t,self._get(module,n) # with the one on meta, so that its id stays its own
+            elif n in module._parameters: module._parameters[n] = self.made[id(t)][1]
 
 # %% ../../nbs/ddp/04_sharding.ipynb #b3afba70
 def _read(rows, t):
@@ -126,7 +145,7 @@ def load_slices(
     with torch.no_grad():
         for k,t in mine.items(): (t.to_local() if isinstance(t,DTensor) else t).copy_(_read(found[k], t))
 
-# %% ../../nbs/ddp/04_sharding.ipynb #ed46e615
+# %% ../../nbs/ddp/04_sharding.ipynb #8cb231b1
 _types = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 def policy_of(precision, cast=False):
@@ -135,6 +154,13 @@ def policy_of(precision, cast=False):
     if precision not in (None,'fp32','tf32','fp8',*_types): _refuse(f'precision is {precision!r}', f'use {", ".join(_types)}, fp32, or a MixedPrecisionPolicy')
     kind = _types.get(precision)
     return MixedPrecisionPolicy(kind, torch.float32 if kind else None, torch.float32 if kind and cast else None, bool(kind and cast))
+
+def _same_random(mesh, device):
+    "Rank 0's random state for all of the mesh: each draws the whole and keeps its part."
+    of = torch.cuda if device.startswith('cuda') else torch
+    state = of.get_rng_state().to(mesh.device_type)
+    for i in range(mesh.ndim): dist.broadcast(state, group=mesh.get_group(i), group_src=0)
+    of.set_rng_state(state.cpu())
 
 def _let_go(model, *_):
     "After a forward pass without gradients nothing may stay gathered: it would be out of date after the next update."
@@ -156,7 +182,8 @@ def shard_model(
     units = units_of(model, blocks)
     check_model(model, units, mesh.size(mesh.ndim-1))
     device = 'cpu' if offload else f'cuda:{torch.cuda.current_device()}' if mesh.device_type=='cuda' else mesh.device_type
-    fill,inner,policy = _Filler(device, init, weights is None),{id(u) for u in units},policy_of(precision, cast)
+    if any(p.is_meta for p in model.parameters()): _same_random(mesh, device)
+    fill,inner,policy = _Filler(model, device, init, weights is None),{id(u) for u in units},policy_of(precision, cast)
     how = dict(mesh=mesh, offload_policy=CPUOffloadPolicy(pin_memory=mesh.device_type=='cuda') if offload else OffloadPolicy())
     for m in _inside_out(model):
         fill(m)
@@ -235,7 +262,7 @@ def settle(model):
     for m in model.modules():
         if isinstance(m, FSDPModule): m.reshard()
 
-# %% ../../nbs/ddp/04_sharding.ipynb #8b0eccb0
+# %% ../../nbs/ddp/04_sharding.ipynb #be492e1e
 def sharding_mesh(shard=None, kind='cpu'):
     "The ranks as (replicate, shard), or as one dimension where all cut together."
     n = dist.get_world_size()
@@ -273,7 +300,9 @@ class FSDP(Single):
     @property
     def processes(self): return dist.get_world_size()
 
-    def place(self, model, device): return model # unit by unit, when it is cut
+    def place(self, model, device):
+        check_model(model, units_of(model, self.how['blocks']), self.mesh.size(self.mesh.ndim-1))
+        return model # it goes to the device unit by unit, when it is cut
     def barrier(self): dist.barrier()
     def sum(self, tensor):
         for i in range(self.mesh.ndim): dist.all_reduce(tensor, group=self.mesh.get_group(i))

@@ -8,9 +8,10 @@ A checkpoint is a folder: `model.pt` and `training.pt`, tensors and plain values
 __all__ = ['CheckpointError', 'readable', 'write_checkpoint', 'verify', 'there', 'read_checkpoint', 'misfit', 'Staging',
            'Checkpoints', 'random_state', 'set_random_state', 'seed_all']
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #a7569e5c
+# %% ../../nbs/trainer/05_checkpoints.ipynb #405b2369
 import hashlib, itertools, json, math, os, random, re, shutil, threading, time, warnings
 from collections import Counter, OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -18,7 +19,7 @@ from ..core import MlstackError, write_file
 from .callbacks import direction
 from .parts import write_shards
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #b80b7ccd
+# %% ../../nbs/trainer/05_checkpoints.ipynb #cd2f1b01
 class CheckpointError(MlstackError, RuntimeError):
     "A checkpoint that cannot be written, read or used."
 
@@ -68,12 +69,13 @@ def _name(tmp, path):
     _flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
-def _all(parallel, act, mine=True):
+def _all(parallel, folder, act, mine=True):
     "`act()` where it is this process's business; if it fails on one of them, all raise."
     error = None
     if mine:
         try: act()
-        except (CheckpointError,OSError) as e: error = e
+        except CheckpointError as e: error = e
+        except Exception as e: error = _unwritten(e, folder); error.__cause__ = e
     if parallel is not None and parallel.share(torch.tensor([float(error is not None)], device=parallel.device)).item() and error is None:
         raise CheckpointError('another process could not write its part of a checkpoint', f'rank {parallel.number}', 'see the error of that one; earlier checkpoints are untouched')
     if error is not None: raise error
@@ -107,17 +109,14 @@ def write_checkpoint(
         for stem,obj in parts.items():
             if stem!='shards': _write_part(tmp/f'{stem}.pt', readable(obj,stem))
     def write_mine():
-        try: written = write_shards(tmp, shards, parallel.number)
-        except Exception as e: raise _unwritten(e, path.parent) from e
+        written = write_shards(tmp, shards, parallel.number)
         write_file(tmp/f'.digests-{parallel.number}', json.dumps({p.name: _digest(p) for p in written}))
-    def finish():
-        try: _finish(tmp, path, note)
-        except OSError as e: raise _unwritten(e, path.parent) from e
+    every = partial(_all, parallel, path.parent)
     try:
-        _all(parallel, begin, first)
-        _all(parallel, write)
-        if shards is not None: _all(parallel, write_mine)
-        _all(parallel, finish, first)
+        every(begin, first)
+        every(write)
+        if shards is not None: every(write_mine)
+        every(lambda: _finish(tmp, path, note), first)
     except BaseException:
         if first: shutil.rmtree(tmp, ignore_errors=True)
         raise
