@@ -62,8 +62,8 @@ def train(pipe=None, batch_size=16, epochs=2, save=None, resume=None, opt=torch.
     if pipe is not None:
         from mlstack.ddp.stages import Pipeline
         pipe = Pipeline(**pipe)
-    kw = dict(loss=loss, metrics=dict(acc=accuracy)) | kw
-    t = Trainer(GPT(tied=tied, drop=drop), Data.from_tensors(*problem(), batch_size=batch_size), opt=opt, lr=.01, schedule='cosine', parallel=pipe or Single('cpu'), **kw)
+    kw = dict(loss=loss, metrics=dict(acc=accuracy), schedule='cosine') | kw
+    t = Trainer(GPT(tied=tied, drop=drop), Data.from_tensors(*problem(), batch_size=batch_size), opt=opt, lr=.01, parallel=pipe or Single('cpu'), **kw)
     t.fit(**(dict(steps=steps) if steps else dict(epochs=epochs)), **(dict(save=save) if save else {}), **(dict(resume=resume) if resume else {}))
     out = t.predict(problem()[1][0])
     state = t.parallel.model_state(t.model)
@@ -109,3 +109,76 @@ def test_two_stages_are_one_process():
             try: same(rank[i], want)
             except AssertionError as e: raise AssertionError(f'{name}: {e}') from None
             assert rank[i]['held'] < 4*sum(v.numel() for v in want['state'].values())
+
+
+def test_four_processes_are_one(tmp_path):
+    "Four stages; two pipelines of two stages; and a checkpoint that goes from layout to layout."
+    kw = dict(clip=.5, batch_size=8, epochs=2)
+    def all_of_them(folder):
+        out = [train(pipe=dict(stages=4, microbatches=4), **(kw | dict(batch_size=16))), train(pipe=dict(stages=4, schedule='gpipe', microbatches=2), **(kw | dict(batch_size=16))),
+               train(pipe=dict(stages=2, microbatches=4), tied=True, **kw), train(pipe=dict(stages=2), step=counted, loss=None, metrics=None, accumulate=2, **(kw | dict(batch_size=4)))]
+        on = kw | dict(epochs=None, schedule=None)
+        train(pipe=dict(stages=2), save=f'{folder}/run', steps=4, **on)
+        return out, train(pipe=dict(stages=4), save=f'{folder}/run', resume=True, steps=9, **(on | dict(batch_size=16)))
+    got = launch(all_of_them, str(tmp_path), nprocs=4, timeout=200, output='none')
+    kw = kw | dict(batch_size=16)
+    wants = [train(**kw), train(**kw), train(tied=True, **kw), train(step=counted, loss=None, metrics=None, accumulate=2, **(kw | dict(batch_size=8)))]
+    straight = train(steps=9, **(kw | dict(epochs=None, schedule=None)))
+    for outs, resumed in got:
+        for i, (o, want) in enumerate(zip(outs, wants)):
+            try: same(o, want)
+            except AssertionError as e: raise AssertionError(f'case {i}: {e}') from None
+        torch.testing.assert_close(torch.tensor(resumed['losses'][-3:]), torch.tensor(straight['losses'][-3:]), rtol=1e-4, atol=1e-4)
+    # and on one process
+    t = Trainer(GPT(), Data.from_tensors(*problem(), batch_size=16), loss=loss, lr=.01, parallel=Single('cpu'))
+    t.load(tmp_path/'run')
+    torch.testing.assert_close(t.predict(problem()[1][0]), straight['out'], rtol=1e-3, atol=2e-3)
+    assert len(t.optimizer.state) == len(list(t.model.parameters()))
+
+
+def test_dropout_is_reproducible_resumable_and_different_on_each_stage(tmp_path):
+    def work(folder):
+        kw = dict(pipe=dict(microbatches=4), drop=.3, epochs=3, schedule=None)
+        a, b = train(**kw), train(**kw)
+        train(save=folder, **(kw | dict(epochs=1)))
+        c = train(save=folder, resume=True, **kw)
+        return a, b, c
+    for a, b, c in launch(work, str(tmp_path), nprocs=2, timeout=100, output='none'):
+        assert a['losses'] == b['losses']
+        assert a['losses'][-5:] == c['losses'][-5:]
+        torch.testing.assert_close(a['out'], c['out'], rtol=0, atol=0)
+    def masks():
+        from mlstack.ddp.stages import Pipeline
+        seen = []
+        class Noise(nn.Module):
+            def __init__(self): super().__init__(); self.lin = nn.Linear(8, 8)
+            def forward(self, x):
+                out = F.dropout(x, .5, self.training)
+                if self.training: seen.append((out == 0).detach())
+                return self.lin(out)
+        torch.manual_seed(0)
+        t = Trainer(nn.Sequential(Noise(), Noise()), Data.from_tensors((1+torch.rand(8, 8), torch.zeros(8, 8)), batch_size=8), loss=F.mse_loss, parallel=Pipeline(microbatches=2))
+        t.fit(steps=1)
+        return torch.cat(seen[-2:])
+    a, b = launch(masks, nprocs=2, timeout=60)
+    assert not torch.equal(a, b) and not torch.equal(a[:4], a[4:])
+
+
+def test_what_cannot_be_done_is_said():
+    def refused(pipe=None, model=None, data=None, fit=True, **kw):
+        from mlstack.ddp.stages import Pipeline
+        try:
+            t = Trainer(model or GPT(), data or Data.from_tensors(problem()[0], batch_size=15), parallel=Pipeline(**(pipe or {})), **(dict(loss=loss) | kw))
+            t.fit(steps=1) if fit else t.setup()
+        except MlstackError as e: return str(e)
+        return 'fine'
+    def twice(model, batch): return loss(model(batch[0]), batch[1])+loss(model(batch[0]), batch[1])
+    def all_of_them():
+        from mlstack.trainer import EMA
+        return [refused(pipe=dict(stages=3)), refused(pipe=dict(microbatches=4)), refused(pipe=dict(microbatches=1)), refused(pipe=dict(schedule='1b1f')), refused(pipe=dict(rounds=2)),
+                refused(opt=None, loss=None, step=twice), refused(callbacks=[EMA()]), refused(compile=True), refused(data=Data(iter([1])), fit=False), refused(model=nn.Linear(2, 2), data=Data.from_tensors((torch.randn(8, 2), torch.randn(8, 2)), batch_size=4), loss=F.mse_loss),
+                refused(pipe=dict(split='blocks.9')), refused(step=twice, loss=None)]
+    wants = ['2 processes are not a whole number of pipelines of 3 stages', '15 items are not 4 equal microbatches: 15 = 4 x 3 + 3', '1 microbatches are fewer than 2 stages', "schedule='1b1f' is not known", 'rounds=2 with schedule',
+             'knows nothing of stages', 'averaged weights are not kept', 'compile=True does not go with stages', 'no batch that could be looked at', 'cannot be cut into 2 pieces', 'blocks.1, blocks.2', 'calls the model twice']
+    for got in launch(all_of_them, nprocs=2, timeout=100, output='none'):
+        for said, want in zip(got, wants, strict=True): assert want in said, (want, said)

@@ -375,7 +375,7 @@ class Pipeline(Single):
             torch.distributed.broadcast(there, 0)
             t.copy_(there)
 
-# %% ../../nbs/ddp/06_stages.ipynb #0f6be4a9
+# %% ../../nbs/ddp/06_stages.ipynb #076a559d
 @patch
 def prepare(self:Pipeline, trainer):
     "Before the model is wrapped: find a batch to look at it with."
@@ -406,8 +406,8 @@ def _plan(self:Pipeline, n): # microbatches, schedule
     most = self.microbatches or 4*self.stages
     m = _divisor(n, most)
     if self.microbatches and n==self.full and m!=most:
-        near = sorted({d for d in range(1,n+1) if n%d==0}, key=lambda d: abs(d-most))[:2]
-        raise TrainerError(f'{n} items are not {most} equal microbatches: {n} = {most} x {n//most} + {n%most}', 'Pipeline(microbatches=)', f'use {" or ".join(map(str,sorted(near)))} microbatches, or a batch_size of {n-n%most or most} or {n-n%most+most}')
+        near = sorted((d for d in range(self.stages,n+1) if n%d==0), key=lambda d: abs(d-most))[:2]
+        raise TrainerError(f'{n} items are not {most} equal microbatches: {n} = {most} x {n//most} + {n%most}', 'Pipeline(microbatches=)', f'use {" or ".join(map(str,sorted(near)))}{" microbatches, or " if near else ""}a batch_size of {n-n%most or most} or {n-n%most+most}')
     enough = m>=self.stages and m%max(m//self.stages,1)==0
     return m, self.kind if enough else 'bfs' if self.rounds>1 else 'gpipe'
 
