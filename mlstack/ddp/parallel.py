@@ -257,8 +257,12 @@ def says(self:DDP) -> dict:
     said['signals'] = f'what was measured goes to all ranks in one collective every {self.every} steps, and takes along who wants to stop; no other step has one beyond DDP\'s'
     return said
 
-# %% ../../nbs/ddp/02_parallel.ipynb #0bc849d5
-_strategies = dict(ddp=DDP)
+# %% ../../nbs/ddp/02_parallel.ipynb #e0ef6a30
+def _sharded():
+    from mlstack.ddp.sharding import FSDP
+    return FSDP()
+
+_strategies = dict(ddp=DDP, fsdp=_sharded)
 
 def resolve(name):
     "The object that `Trainer(parallel=name)` uses; the trainer finds this function as `core.provider('parallel')`."

@@ -7,13 +7,27 @@ The weights of the last step carry the noise of the last batches. Their average 
 # %% auto #0
 __all__ = ['Average', 'EMA', 'SWA']
 
-# %% ../../nbs/trainer/12_averaging.ipynb #9af23e48
+# %% ../../nbs/trainer/12_averaging.ipynb #4f1cdd33
 from contextlib import contextmanager
 import copy
 import torch
 from .callbacks import Callback, CallbackError
+from .parts import as_cut
 
-# %% ../../nbs/trainer/12_averaging.ipynb #014f0f61
+# %% ../../nbs/trainer/12_averaging.ipynb #e2554798
+def _as(mean, weight):
+    "An average where its weight is, and cut as that is."
+    mean = as_cut(mean.to(weight.dtype), weight)
+    return mean if hasattr(mean,'device_mesh') else mean.to(weight.device)
+
+def _exchange(weight, content):
+    "Give a weight another content; what it had."
+    if not hasattr(weight,'device_mesh'): own,weight.data = weight.data,content; return own
+    mine = weight.data.to_local() # its memory is where it is gathered from
+    own = mine.clone()
+    mine.copy_(content.to_local() if hasattr(content,'device_mesh') else content)
+    return own
+
 def _weights(model): return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
 
 class Average(Callback):
@@ -24,7 +38,7 @@ class Average(Callback):
         self.live = [w.data for w in _weights(t.model)]
         if self.mean is not None:
             if [m.shape for m in self.mean]!=[w.shape for w in self.live]: raise CallbackError('the averaged weights are of another model', type(self).__name__, 'make a new callback for each model')
-            self.mean = [m.to(w.device) for m,w in zip(self.mean,self.live)]
+            self.mean = [_as(m.float(), w.float()) for m,w in zip(self.mean,self.live)]
         self.same = all(w.dtype==torch.float32 for w in self.live)
     def after_fit(self, t): self.live = None
 
@@ -40,20 +54,20 @@ class Average(Callback):
     def applied(self, model):
         "Within this context the model has the averaged weights, if there are any yet."
         if self.mean is None: yield model; return
-        pairs = list(zip(_weights(model), [m.to(w.device,w.dtype) for m,w in zip(self.mean,_weights(model))], strict=True))
-        own = [w.data for w,_ in pairs]
-        for w,m in pairs: w.data = m
+        weights = _weights(model)
+        own = [_exchange(w, _as(m,w)) for m,w in zip(self.mean,weights,strict=True)]
         try: yield model
         finally:
-            for (w,_),o in zip(pairs,own): w.data = o
+            for w,o in zip(weights,own): _exchange(w, o)
 
     def averaged(self, model):
         "A copy of `model` with the averaged weights."
+        if any(hasattr(w,'device_mesh') for w in model.parameters()): raise CallbackError('a model that is cut over processes cannot be copied', type(self).__name__, 'save the trainer, and load that in one process')
         with self.applied(model): return copy.deepcopy(model)
     def state_dict(self): return dict(n=self.n, mean=self.mean)
     def load_state_dict(self, s):
         self.n,self.mean = s['n'],s['mean']
-        if self.live and self.mean: self.mean = [m.to(w.device) for m,w in zip(self.mean,self.live)] # in the middle of a fit
+        if self.live and self.mean: self.mean = [_as(m.float(), w.float()) for m,w in zip(self.mean,self.live)] # in the middle of a fit
 
 class EMA(Average):
     "Exponential moving average of the weights, a little of every step."

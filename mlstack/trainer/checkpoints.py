@@ -8,16 +8,18 @@ A checkpoint is a folder: `model.pt` and `training.pt`, tensors and plain values
 __all__ = ['CheckpointError', 'readable', 'write_checkpoint', 'verify', 'there', 'read_checkpoint', 'misfit', 'Staging',
            'Checkpoints', 'random_state', 'set_random_state', 'seed_all']
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #d79171c7
+# %% ../../nbs/trainer/05_checkpoints.ipynb #405b2369
 import hashlib, itertools, json, math, os, random, re, shutil, threading, time, warnings
 from collections import Counter, OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from ..core import MlstackError, write_file
 from .callbacks import direction
+from .parts import write_shards
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #a3a11901
+# %% ../../nbs/trainer/05_checkpoints.ipynb #cd2f1b01
 class CheckpointError(MlstackError, RuntimeError):
     "A checkpoint that cannot be written, read or used."
 
@@ -67,9 +69,23 @@ def _name(tmp, path):
     _flush(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
+def _all(parallel, folder, act, mine=True):
+    "`act()` where it is this process's business; if it fails on one of them, all raise."
+    error = None
+    if mine:
+        try: act()
+        except CheckpointError as e: error = e
+        except Exception as e: error = _unwritten(e, folder); error.__cause__ = e
+    if parallel is not None and parallel.share(torch.tensor([float(error is not None)], device=parallel.device)).item() and error is None:
+        raise CheckpointError('another process could not write its part of a checkpoint', f'rank {parallel.number}', 'see the error of that one; earlier checkpoints are untouched')
+    if error is not None: raise error
+
 def _finish(tmp, path, note):
     "Digest what is in `tmp`, say so in its manifest, and give it its name."
     files = {p.name: _digest(p) for p in sorted(tmp.glob('*.pt'))}
+    for said in sorted(tmp.glob('.digests-*')): # each process has read its own part again
+        files |= json.loads(said.read_text())
+        said.unlink()
     manifest = json.loads(json.dumps(dict(format=2, saved=time.time(), torch=torch.__version__, **(note or {}), files=files)))
     write_file(tmp/'manifest.json', json.dumps(manifest | dict(sha256=_sealed(manifest)), indent=1))
     _name(tmp, path)
@@ -83,26 +99,30 @@ def write_checkpoint(
     "Write `parts` aside, flush, digest, rename. On any error what was at `path` is untouched."
     path = Path(path).absolute()
     tmp = path.with_name(f'.{path.name}.tmp')
-    first,wait = (True,lambda: None) if parallel is None else (parallel.main, parallel.barrier)
-    parts = {stem: readable(obj,stem) for stem,obj in parts.items()}
-    if first:
+    first = parallel is None or parallel.main
+    shards = parts.get('shards')
+    def begin():
         shutil.rmtree(tmp, ignore_errors=True)
         try: tmp.mkdir(parents=True)
         except OSError as e: raise CheckpointError(f'a checkpoint folder cannot be made: {e.strerror}', str(path.parent), 'choose another with save=FOLDER') from e
-    wait()
+    def write():
+        for stem,obj in parts.items():
+            if stem!='shards': _write_part(tmp/f'{stem}.pt', readable(obj,stem))
+    def write_mine():
+        written = write_shards(tmp, shards, parallel.number)
+        write_file(tmp/f'.digests-{parallel.number}', json.dumps({p.name: _digest(p) for p in written}))
+    every = partial(_all, parallel, path.parent)
     try:
-        for stem,obj in parts.items(): _write_part(tmp/f'{stem}.pt', obj)
-        wait()
-        if first:
-            try: _finish(tmp, path, note)
-            except OSError as e: raise _unwritten(e, path.parent) from e
-        wait()
+        every(begin, first)
+        every(write)
+        if shards is not None: every(write_mine)
+        every(lambda: _finish(tmp, path, note), first)
     except BaseException:
         if first: shutil.rmtree(tmp, ignore_errors=True)
         raise
     return path
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #9905e677
+# %% ../../nbs/trainer/05_checkpoints.ipynb #9529ff0d
 def verify(path) -> dict: # the manifest
     "Raise unless every file of the checkpoint is what was written."
     path = Path(path)
@@ -124,11 +144,12 @@ def there(path) -> Path:
     old = path.with_name(f'.{path.name}.old')
     return old if not path.exists() and old.exists() else path
 
-def read_checkpoint(path, device='cpu') -> dict: # file stem -> what was saved; `manifest`
+def read_checkpoint(path, device='cpu', mapped=False) -> dict: # file stem -> what was saved; `manifest`
     "The parts of a checkpoint, after its digests have been checked."
     path = there(path)
     manifest = verify(path)
-    return dict(manifest=manifest) | {name[:-3]: torch.load(path/name, map_location=device, weights_only=True) for name in manifest['files'] if name.endswith('.pt')}
+    shards = dict(shards=path) if any(name.endswith('.safetensors') for name in manifest['files']) else {}
+    return dict(manifest=manifest, **shards) | {name[:-3]: torch.load(path/name, map_location=device, weights_only=True, mmap=mapped) for name in manifest['files'] if name.endswith('.pt')} # mapped: who needs a part reads a part
 
 # %% ../../nbs/trainer/05_checkpoints.ipynb #4ab99bb8
 def misfit(
@@ -166,7 +187,7 @@ class Staging:
     def wait(self):
         for e in self.events: e.synchronize()
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #682196d5
+# %% ../../nbs/trainer/05_checkpoints.ipynb #de760fce
 class Checkpoints:
     "A folder of checkpoints, one for each saved step."
     def __init__(self,
@@ -206,7 +227,8 @@ class Checkpoints:
         self.wait()
         path,note = self.path(step), dict(step=step) | (note or {})
         if parallel is not None: # barriers belong to the training's own thread
-            write_checkpoint(path, parts, note, parallel)
+            try: write_checkpoint(path, parts, note, parallel)
+            except CheckpointError as e: self.error = e; return path
             self.written = step
             if parallel.main: self.prune(step)
         elif not self.background: self._write(step, {k: readable(o,k) for k,o in parts.items()}, note)
@@ -239,7 +261,7 @@ class Checkpoints:
         "Give the memory of the copies back."
         self.staging = Staging()
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #b107cdd8
+# %% ../../nbs/trainer/05_checkpoints.ipynb #19ccc21b
 @patch
 def _said(self:Checkpoints, step):
     "What a checkpoint's manifest says; nothing if it is damaged."
@@ -303,11 +325,11 @@ def put_aside(self:Checkpoints,
     return list(dict.fromkeys(moved))
 
 @patch
-def latest(self:Checkpoints, device='cpu'):
+def latest(self:Checkpoints, device='cpu', mapped=False):
     "The checkpoint written last that is whole, as (path, parts); damaged ones are named in a warning. None if there is none."
     saved = {s: self._said(s).get('saved', math.inf) for s in self.steps()} # not the step: an older fit in the same folder may have gone further
     for step in sorted(saved, key=lambda s: (saved[s],s), reverse=True):
-        try: return self.path(step),read_checkpoint(self.path(step), device)
+        try: return self.path(step),read_checkpoint(self.path(step), device, mapped)
         except CheckpointError as e: warnings.warn(f'{self.path(step).name} is skipped: {e.what}')
     return None
 

@@ -24,7 +24,7 @@ from .metrics import check_ranks, results, stateful, warn_of
 from .batch import by_name, whole
 from .step import TrainerError, check_values, describe, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #65419d91
+# %% ../../nbs/trainer/07_evaluating.ipynb #898a531c
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
@@ -50,11 +50,11 @@ def _placed(self:Evaluating, batches):
 def _in_step(self:Evaluating, batches, spare):
     "Batches, each with True. Where forward passes have collectives, a rank with fewer of them gets its last one again, with False, until all are through."
     p,last = self.parallel,None
-    batches = iter(batches)
+    batches,many = iter(batches), p.together and p.processes>1
     while True:
         try: last,more = next(batches),1.
         except StopIteration as e: done,more = e.value,0.
-        if p.together and p.processes>1 and not p.share(torch.tensor([more], device=self.device)).item() or not (more or p.together): return done
+        if not (p.share(torch.tensor([more], device=self.device)).item() if many else more): return done
         if last is None: last = next(iter(spare()), None) # this rank has none at all
         yield last,bool(more)
 

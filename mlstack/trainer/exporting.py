@@ -20,7 +20,7 @@ from ..core import MlstackError, context
 from .checkpoints import CheckpointError, misfit
 from .step import move
 
-# %% ../../nbs/trainer/05a_exporting.ipynb #817f7e0f
+# %% ../../nbs/trainer/05a_exporting.ipynb #e84fa5f2
 class ExportError(MlstackError, RuntimeError):
     "A model that cannot be exported, or whose export is not the model."
 
@@ -41,14 +41,14 @@ def _written_aside(path):
 def _memory(t): return t.data_ptr(),tuple(t.shape),t.stride(),t.dtype
 
 def save_weights(
-    model,     # any module
+    model,     # any module, or its state
     path,      # the file
     note=None  # name -> text, kept in the file
 ) -> Path:
     "The model's weights as a safetensors file; those that are shared once."
     from safetensors.torch import save_file
     kept,seen = {},{}
-    for name,t in model.state_dict().items():
+    for name,t in (model if isinstance(model, dict) else model.state_dict()).items():
         if not isinstance(t, torch.Tensor): raise ExportError(f'{name} is a {type(t).__name__}, not a tensor', str(path), 'safetensors holds tensors only: save(FOLDER) keeps everything')
         if t.numel() and seen.setdefault(_memory(t), name)!=name: continue
         t = t.detach().cpu().contiguous()
@@ -145,7 +145,7 @@ def _export_onnx(model, inputs, dynamic, tmp, note):
         return [torch.from_numpy(o) for o in session.run(None, given)]
     return again
 
-# %% ../../nbs/trainer/05a_exporting.ipynb #32d7e8e6
+# %% ../../nbs/trainer/05a_exporting.ipynb #e1de149c
 _kinds = {'.pt2':'torch', '.onnx':'onnx', '.safetensors':'safetensors'}
 
 def _commit():
@@ -164,6 +164,13 @@ def _about(self:Exporting) -> dict:
     return {k: str(v) for k,v in said.items() if v!=''}
 
 @patch
+def _export_whole(self:Exporting, kind, path):
+    "The weights of a model that is cut over processes."
+    if kind!='safetensors': raise ExportError('a model that is cut over processes cannot be traced', str(path), 'save(FOLDER) here, load that in a trainer of one process, and export there')
+    with self._averaged(): state = self.parallel.model_state(self.model)
+    return save_weights(state, path, self._about()) if self.parallel.main else Path(path)
+
+@patch
 def export(self:Exporting,
     path,         # its ending says what: .pt2, .onnx, .safetensors
     kind=None,    # "torch", "onnx", "safetensors", if the ending does not
@@ -174,6 +181,7 @@ def export(self:Exporting,
     kind = kind or _kinds.get(Path(path).suffix)
     if kind not in _kinds.values(): raise ExportError(f'{Path(path).name!r} does not say what to export' if kind is None else f'kind is {kind!r}', 'Trainer.export', f'let the name end in {", ".join(_kinds)}')
     self.setup()
+    if getattr(self.parallel,'cuts',False): return self._export_whole(kind, path)
     if not self.parallel.main: return Path(path)
     with self._averaged(): model = copy.deepcopy(self.model).to('cpu').eval().requires_grad_(False) # one that averages is the one that was validated
     if kind=='safetensors': return save_weights(model, path, self._about())

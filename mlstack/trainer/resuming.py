@@ -7,7 +7,7 @@ To resume bit for bit, a fit needs more than weights and optimizer: the schedule
 # %% auto #0
 __all__ = ['Resuming']
 
-# %% ../../nbs/trainer/08_resuming.ipynb #13b927fd
+# %% ../../nbs/trainer/08_resuming.ipynb #31aa5331
 import math, time as clock, warnings
 from itertools import chain, islice
 from pathlib import Path
@@ -18,11 +18,12 @@ from .. import __version__
 from .data import key_of
 from .callbacks import NonFiniteLoss
 from .exporting import load_weights
-from .step import TrainerError
+from .step import TrainerError, params_of
 from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
+from .parts import marked, read_shards, unmarked
 
-# %% ../../nbs/trainer/08_resuming.ipynb #dbc2b289
+# %% ../../nbs/trainer/08_resuming.ipynb #cd064c86
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -47,12 +48,15 @@ def _state(self:Resuming) -> dict:
     rng = random_state(self.device)
     place = self._where_read()
     p,state = self.parallel, lambda o: None if o is None else o.state_dict()
-    model,optimizer = p.model_state(self.model), None if self.optimizer is None else p.optimizer_state(self.model, self.optimizer)
+    shards = {}
+    if getattr(p,'checkpoint','full')=='sharded': model,optimizer = (marked(o, name, shards, {}) for name,o in p.parts(self.model, self.optimizer).items())
+    else: model,optimizer = p.model_state(self.model), None if self.optimizer is None else p.optimizer_state(self.model, self.optimizer)
+    shards = dict(shards=shards) if shards else {}
     callbacks = [(type(c).__name__, p.whole(c.state_dict())) for c in _stateful(self.callbacks)]
     own = dict(rng=rng, place=place, parallel=p.state(self))
-    if not p.main: return {f'rank-{p.number}': own}
+    if not p.main: return {f'rank-{p.number}': own} | shards
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=model, training=dict(own, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
+    return dict(model=model, **shards, training=dict(own, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
         precision=self.precision, chosen=chosen(self), optimizer=optimizer, scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=callbacks))
 
@@ -65,6 +69,9 @@ def _note(self:Resuming):
     "What the manifest says besides the files."
     return dict(mlstack=__version__, lineage=self._lineage, step=self.step, epoch=self.epoch, world_size=self.parallel.world_size, processes=self.parallel.processes,
         device=self.device.type, chip=_chip(self.device), threads=torch.get_num_threads())
+
+@patch
+def _cuts(self:Resuming): return getattr(self.parallel,'cuts',False) # each process then needs a part of each tensor
 
 @patch
 def _parallel_writer(self:Resuming): return self.parallel if self.parallel.processes>1 else None
@@ -135,7 +142,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #b6e48851
+# %% ../../nbs/trainer/08_resuming.ipynb #ea9a4c22
 def _load_model(model, state, path, load=torch.nn.Module.load_state_dict):
     said = misfit(model, state)
     try: load(model, state)
@@ -194,6 +201,19 @@ def _load_callbacks(self:Resuming, saved, path):
         except (KeyError,TypeError,ValueError,AttributeError) as e: raise CheckpointError(f'{name} does not take the state it had in the checkpoint: {type(e).__name__}: {e}', str(path), 'use the version of it that was saved, or leave it out') from e
     self._differs += [f'{name} of the checkpoint is not used now' for name,_ in left]
 
+@patch
+def _read_parts(self:Resuming, parts):
+    "Put what processes have written separately into the states of model and optimizer."
+    wanted,held = {},parts['training']
+    parts['model'] = unmarked(parts['model'], self.model.state_dict(), wanted)
+    def fill(s, o):
+        if 'optimizers' in s: return dict(optimizers=[fill(a,b) for a,b in zip(s['optimizers'], getattr(o,'optimizers',()))])
+        params = dict(enumerate(params_of(o)))
+        return s | dict(state={i: unmarked(one, params.get(i), wanted) for i,one in s['state'].items()})
+    if held['optimizer'] is not None: held['optimizer'] = fill(held['optimizer'], self.optimizer)
+    try: read_shards(parts['shards'], wanted)
+    except Exception as e: raise CheckpointError(f'the parts of the checkpoint cannot be read: {str(e).splitlines()[-1]}', str(parts['shards']), 'use an earlier checkpoint') from e
+
 _needed = 'rng step epoch at fit seed stopped precision optimizer scheduler scaler history recorder callbacks'.split()
 
 @patch
@@ -203,6 +223,7 @@ def _take(self:Resuming, path, parts):
     s,note = parts['training'],parts['manifest']
     if missing := [k for k in _needed if k not in s]: raise CheckpointError(f'the checkpoint has no {", ".join(missing)}', str(path), f'read it with the version that wrote it, mlstack {note.get("mlstack","of another time")}; this is {__version__}')
     if (s['optimizer'] is None) != (self.optimizer is None): raise CheckpointError('the checkpoint was made with another optimizer', str(path), 'give the same opt=')
+    if 'shards' in parts: self._read_parts(parts)
     _load_model(self.model, parts['model'], path, self.parallel.load_model)
     self._from = Path(path).absolute()
     cannot = take(self, s.get('chosen',{}))
@@ -237,13 +258,13 @@ def load(self:Resuming,
     path = Path(path)
     if path.suffix=='.safetensors': return self._load_weights(path)
     if not there(path).exists(): raise CheckpointError('there is nothing here to go on from', str(path), 'give a folder that fit(save=FOLDER) has written, or one checkpoint in it')
-    if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest()): self._take(*found)
-    else: self._take(path, read_checkpoint(path))
+    if path.is_dir() and not (path/'manifest.json').exists() and (found := Checkpoints(path).latest(mapped=self._cuts())): self._take(*found)
+    else: self._take(path, read_checkpoint(path, mapped=self._cuts()))
     return self
 
 @patch
 def _load_weights(self:Resuming, path):
-    load_weights(self.model, path)
+    getattr(self.parallel, 'load_weights', load_weights)(self.model, path)
     for c in self.callbacks:
         if hasattr(c,'applied'): c.mean,c.n = None,0 # an average of other weights
     self._why['weights'] = f'weights of {path.name}'
@@ -291,7 +312,7 @@ def _resume(self:Resuming, resume) -> bool:
     if not resume: return False
     if resume is not True: self.load(resume); return True
     if self._saving is None: raise TrainerError('there is nowhere to resume from', 'fit(resume=True)', 'give save=FOLDER, or resume=PATH')
-    found = self._saving.latest()
+    found = self._saving.latest(mapped=self._cuts())
     if found is None: self._why['resume'] = 'nothing to resume from: started at the beginning'; return False
     self._take(*found)
     self._newest = True

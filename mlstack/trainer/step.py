@@ -265,7 +265,7 @@ def _without_optimizer(forward, model):
         return {'loss': loss.detach(), **values}
     return step
 
-# %% ../../nbs/trainer/02_step.ipynb #322be538
+# %% ../../nbs/trainer/02_step.ipynb #ec308d76
 def best_device() -> str:
     "The device the hardware chapter would take."
     from mlstack.hardware import device
