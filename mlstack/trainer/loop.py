@@ -102,7 +102,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #4633d195
+# %% ../../nbs/trainer/11_loop.ipynb #5239af74
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -112,7 +112,7 @@ def setup(self:Trainer):
     self._ready() # precision, layout, threads
     p.broadcast(self.model)
     freeze(self.opt, self.model)
-    p.computes_in = str(self.precision) # what is gathered is gathered in this format
+    p.prepare(self)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
