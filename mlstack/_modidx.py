@@ -504,6 +504,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlstack/ddp/sharding.py'),
                                       'mlstack.ddp.sharding.FSDP.parts': ('ddp/sharding.html#fsdp.parts', 'mlstack/ddp/sharding.py'),
                                       'mlstack.ddp.sharding.FSDP.place': ('ddp/sharding.html#fsdp.place', 'mlstack/ddp/sharding.py'),
+                                      'mlstack.ddp.sharding.FSDP.prepare': ('ddp/sharding.html#fsdp.prepare', 'mlstack/ddp/sharding.py'),
                                       'mlstack.ddp.sharding.FSDP.processes': ( 'ddp/sharding.html#fsdp.processes',
                                                                                'mlstack/ddp/sharding.py'),
                                       'mlstack.ddp.sharding.FSDP.share': ('ddp/sharding.html#fsdp.share', 'mlstack/ddp/sharding.py'),

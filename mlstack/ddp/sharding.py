@@ -145,7 +145,7 @@ def load_slices(
     with torch.no_grad():
         for k,t in mine.items(): (t.to_local() if isinstance(t,DTensor) else t).copy_(_read(found[k], t))
 
-# %% ../../nbs/ddp/04_sharding.ipynb #8cb231b1
+# %% ../../nbs/ddp/04_sharding.ipynb #0383eda3
 _types = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 def policy_of(precision, cast=False):
@@ -189,7 +189,8 @@ def shard_model(
         fill(m)
         for p in m.parameters(recurse=False): p.data = p.data.contiguous()
         if id(m) in inner: fully_shard(m, reshard_after_forward=reshard, mp_policy=replace(policy, output_dtype=None), **how)
-    fully_shard(model, mp_policy=policy, **({} if reshard is True else dict(reshard_after_forward=reshard)), **how) # True: torch keeps the last unit gathered
+    rest = policy if cast or isinstance(precision, MixedPrecisionPolicy) else MixedPrecisionPolicy()
+    fully_shard(model, mp_policy=rest, **({} if reshard is True else dict(reshard_after_forward=reshard)), **how) # True: torch keeps the last unit gathered
     for i,u in enumerate(units if prefetch else ()): u.set_modules_to_forward_prefetch(units[i+1:i+1+prefetch])
     model.register_forward_hook(_let_go)
     if weights is not None: load_slices(model, weights)
@@ -318,7 +319,7 @@ class FSDP(Single):
         try: yield
         finally: model.set_requires_gradient_sync(True)
 
-# %% ../../nbs/ddp/04_sharding.ipynb #cb56fb13
+# %% ../../nbs/ddp/04_sharding.ipynb #e51bf0fc
 def _outline(model): return [(n,tuple(p.shape),str(p.dtype),p.requires_grad) for n,p in model.named_parameters()]
 
 @patch
@@ -334,6 +335,11 @@ def broadcast(self:FSDP, model):
         sent = t.to(self.device)
         dist.broadcast(sent, 0)
         if sent is not t: t.copy_(sent)
+
+@patch
+def prepare(self:FSDP, trainer):
+    self.computes_in = str(trainer.precision)
+    if isinstance(trainer.opt, torch.optim.Optimizer): _refuse('the optimizer was made before the model is cut, and would go on with parameters that are none any more', 'give opt= the class or a partial of it: the trainer then makes it')
 
 @patch
 def wrap(self:FSDP, model):
