@@ -195,7 +195,7 @@ class DDP(Single):
         return tensor
     def barrier(self): dist.barrier()
 
-# %% ../../nbs/ddp/02_parallel.ipynb #ba052944
+# %% ../../nbs/ddp/02_parallel.ipynb #d0766e93
 @patch
 @contextmanager
 def _carrying(self:DDP, model):
@@ -203,9 +203,9 @@ def _carrying(self:DDP, model):
     self.carrier,trained = None,[p for p in model.parameters() if p.requires_grad]
     if not self.static or self.hook or {p.dtype for p in trained}!={torch.float32}: yield; return
     self.carrier = nn.Parameter(torch.zeros(256, device=trained[0].device))
-    model.register_parameter('_carrier', self.carrier)
+    model._modules['_carrier'] = nn.ParameterList([self.carrier]) # the last, so that torch's numbers of the others are right
     try: yield
-    finally: del model._parameters['_carrier']
+    finally: del model._modules['_carrier']
 
 @patch
 def post(self:DDP, tensor) -> bool:
