@@ -9,6 +9,7 @@ import pytest
 from tests import house
 from tests.slurm import Slurm, probe as slurm_probe, programs as slurm_programs
 
+house.probes['slurm'] = slurm_probe
 ci = os.environ.get('CI', '').lower() in ('1', 'true', 'yes')
 may_be_missing = ('gpu', 'multi_gpu', 'cloud', 'probe')
 not_run = {}  # kind -> [(test, why)]
@@ -42,7 +43,7 @@ def pytest_collection_modifyitems(items):
         if 'chromium' in getattr(o, 'fixturenames', ()): o.add_marker(pytest.mark.server('chromium', 'chromedriver'))
         if 'slurm' in getattr(o, 'fixturenames', ()):
             o.add_marker(pytest.mark.server(*slurm_programs))
-            o.add_marker(pytest.mark.probe(slurm_probe))
+            o.add_marker(pytest.mark.probe('slurm'))
 
 def pytest_runtest_setup(item):
     if lack := _lacks(item):
