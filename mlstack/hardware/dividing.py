@@ -206,7 +206,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #434870a3
+# %% ../../nbs/hardware/03_dividing.ipynb #e2ce90f0
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -225,13 +225,13 @@ def sizes_of(mesh) -> dict:
     return found
 
 @lru_cache(maxsize=None)
-def _bytes_of(shape, itemsize, role, tp, shard):
-    "Bytes of a parameter on the rank that has most of it."
+def _bytes_of(shape, itemsize, role, tp, shard, rounded=True):
+    "Bytes of a parameter on the rank that has most of it, as an allocator rounds them, or as they are sent."
     shape = list(shape)
     if role=='column' and shape: shape[0] = ceil(shape[0]/tp)
     if role=='row' and len(shape)>1: shape[1] = ceil(shape[1]/tp)
     if shape: shape[0] = ceil(shape[0]/shard)
-    return _round(_count(shape)*itemsize)
+    return (_round if rounded else int)(_count(shape)*itemsize)
 
 def _stage(place, last, pp): return 0 if place==0 else pp-1 if place==last else (place-1)*pp//(last-1)
 
@@ -255,12 +255,18 @@ class Share:
         self.parts = max(moments, key=lambda parts: sum(parts.values()))
         self.peak = sum(self.parts.values())
 
-    def _bytes(self, params, itemsize=None, shard=None): return sum(_bytes_of(p.shape, itemsize or p.itemsize, p.role, self.mesh['tp'], shard or self.mesh['shard']) for p in params)
+    def _bytes(self, params, itemsize=None, shard=None, rounded=True): return sum(_bytes_of(p.shape, itemsize or p.itemsize, p.role, self.mesh['tp'], shard or self.mesh['shard'], rounded) for p in params)
     def _within(self, whole, divided): return self.scale*(whole+divided/self.mesh['tp'])
     def _by_group(self, fn):
         "What `fn` says of the parameters of each block here, and of the outer ones (0)."
         kinds = {k: fn(self.profile.kinds[k]) for k in {self.profile.kind_of[b] for b in self.blocks}}
         return {0: fn(self.outer)} | {b: kinds[self.profile.kind_of[b]] for b in self.blocks}
+    @cached_property
+    def tensors(self):
+        "Bytes of this rank's weights, gradients and states themselves, without what an allocator adds."
+        part = lambda p: _bytes_of(p.shape, p.itemsize, p.role, self.mesh['tp'], self.mesh['shard'], False)
+        mine = [*self.outer, *(p for b in self.blocks for p in self.profile.kinds[self.profile.kind_of[b]])]
+        return dict(weights=sum(map(part, mine)), gradients=sum(part(p) for p in mine if p.learns), optimizer=sum(part(p)*sum(p.states)//_size(p) for p in mine))
     def _optimizer(self, params):
         part = lambda p: _bytes_of(p.shape, 1024, p.role, self.mesh['tp'], self.mesh['shard'])/max(_count(p.shape),1)/1024
         return sum(_round(ceil(state*part(p))) for p in params for state in p.states)
@@ -303,19 +309,22 @@ class Share:
         outer,here,near = self.whole[0],self.whole.get(place,0) if place else 0,self.whole.get(near,0) if near else 0
         return outer+here+near if phase=='forward' else 2*outer+2*here+near+(self.whole4.get(place,0) if place else 0)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #c3870254
+# %% ../../nbs/hardware/03_dividing.ipynb #f5ad326b
 def _messages(self):
     "What this rank takes part in during a step."
     pr,m,many,out = self.profile,self.mesh,self.microbatches,[]
     def add(dim, kind, size, count=1, phase='backward', ranks=None):
         if m[dim]>1 and size and count: out.append(Message(dim, kind, int(size), ranks or m[dim], count, phase))
-    blocks,gradients = self.blocks,sum(self.learned.values())
+    blocks,n = self.blocks,m['shard']
+    gathered = self._by_group(lambda ps: n*self._bytes(ps, self.low, rounded=False)) # padded, so that each rank has as many rows
+    scattered = self._by_group(lambda ps: n*self._bytes([p for p in ps if p.learns], 4, rounded=False))
+    gradients = sum(self._by_group(lambda ps: self._bytes([p for p in ps if p.learns], rounded=False)).values())
     for d in ('dp','cp'): add(d, 'all_reduce', gradients)
     for group in (*blocks, 0):
         again = many*(2 if group else 1) # the outer parameters stay whole from the forward to the backward pass
-        add('shard', 'all_gather', self.whole.get(group,0), many, 'forward')
-        add('shard', 'all_gather', self.whole.get(group,0), again-many)
-        add('shard', 'reduce_scatter', self.whole4.get(group,0))
+        add('shard', 'all_gather', gathered[group], many, 'forward')
+        add('shard', 'all_gather', gathered[group], again-many)
+        add('shard', 'reduce_scatter', scattered[group])
     for (phase,place),(size,count) in pr.sent.items():
         if place in self.places: add('tp', 'all_reduce', self.scale*size/count, count*many, phase)
     if blocks:
