@@ -237,12 +237,12 @@ def simulate(
     if batch<sizes['dp']*sizes['shard']*microbatches: raise MlstackError(f'{batch:,} items are fewer than {sizes["dp"]*sizes["shard"]:,} data ranks with {microbatches} micro-batches', 'simulate', 'use a larger batch, or fewer data ranks')
     return Simulated(step, sizes, topology, batch, microbatches, overlap)
 
-# %% ../../nbs/ddp/08_simulation.ipynb #22f21352
+# %% ../../nbs/ddp/08_simulation.ipynb #32982413
 def _powers(most): return [2**k for k in range(int(log2(most))+1)]
 
 def _meshes(topology, blocks):
     n = topology.gpus
-    for tp,pp in product(_powers(topology.gpus_per_node), _powers(min(blocks,64))):
+    for tp,pp in product(_powers(topology.gpus_per_node), _powers(min(blocks,32))):
         if n%(tp*pp): continue
         rest = n//(tp*pp)
         for shard in {o for o in (*_powers(rest), rest) if rest%o==0}: yield dict(dp=rest//shard, shard=shard, tp=tp, pp=pp, cp=1)
