@@ -307,6 +307,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlstack/hardware/dividing.py'),
                                            'mlstack.hardware.dividing.Places._send': ( 'hardware/dividing.html#places._send',
                                                                                        'mlstack/hardware/dividing.py'),
+                                           'mlstack.hardware.dividing.Places._source': ( 'hardware/dividing.html#places._source',
+                                                                                         'mlstack/hardware/dividing.py'),
                                            'mlstack.hardware.dividing.Places._whole': ( 'hardware/dividing.html#places._whole',
                                                                                         'mlstack/hardware/dividing.py'),
                                            'mlstack.hardware.dividing.Places.book': ( 'hardware/dividing.html#places.book',

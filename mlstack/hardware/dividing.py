@@ -17,7 +17,7 @@ from ..core import MlstackError
 from .planning import Ledger, Plan, _bytes, _cut, _recompute, _seconds, _step, _tensors, _usable, _workspace, plan, repeated_blocks, weightless
 from torch.utils._pytree import tree_map_only
 
-# %% ../../nbs/hardware/03_dividing.ipynb #ce9fefc2
+# %% ../../nbs/hardware/03_dividing.ipynb #73d68d05
 _active = 'activations','temporary'
 def _key(tensor): return tensor.untyped_storage()._cdata
 
@@ -26,6 +26,7 @@ class Places(Ledger):
     def __init__(self, model, blocks):
         self.place,self.where,self.split,self.divided = 0,{},set(),0
         self.kept,self.moments,self.sent,self.used,self.roles,self.tags = {},{},{},{},{},[]
+        self.origin,self.reads,self.summed = {},{},set() # what was cast; the tensor that a matrix was given; those whose gradient is a sum already
         self.keys = {n: {} for n in ('width','memory')} # bytes of what a block gives on, and of keys and values
         inside = {id(p): i+1 for i,b in enumerate(blocks) for p in b.parameters()}
         self.params = [p for p in model.parameters()]
@@ -71,17 +72,29 @@ class Places(Ledger):
         if self.phase=='forward':
             for i in known: self.used.setdefault(i, set()).add(self.place)
         divided = any(_key(t) in self.split for t in ins)
+        if name=='_to_copy' and not known and len(ins)==1: self.origin[_key(outs[0])] = self.origin.get(_key(ins[0]),_key(ins[0]))
         if name=='_to_copy' and known and len(ins)==1: self.weights[_key(outs[0])] = min(known) # a cast weight is that weight
         matrix = next((i for i in known if self.params[i].dim()==2 and self.inside[i]), None) if name in ('mm','addmm') else None
         if matrix is not None:
-            if self.phase=='forward': self.roles |= {i: 'row' if divided else 'column' for i in known}
-            if divided: self._send(_bytes(outs))
+            if self.phase=='forward':
+                self.roles |= {i: 'row' if divided else 'column' for i in known}
+                self.reads.setdefault(matrix, self._source(ins))
+            if divided and self.phase=='forward': self._send(_bytes(outs))
+            elif divided and self.roles.get(matrix)=='row': self._send(_bytes(outs)) # a block that runs again sums again
+            elif divided and self.reads[matrix] not in self.summed: # matrices that read the same tensor add up its gradient first
+                self.summed.add(self.reads[matrix])
+                self._send(_bytes(outs))
             divided = not divided
         fresh = {_key(t) for t in outs}-{_key(t) for t in ins}
         if divided: self.split |= fresh
         else: self.split -= fresh
         if 'attention' in name and 'backward' not in name: self.keys['memory'][self.place] = _bytes(ins[1:3])
         self.divides = divided
+
+    def _source(self, ins):
+        "Which tensor goes into a matrix, before it was cast."
+        key = next(_key(t) for t in ins if _key(t) not in self.weights)
+        return self.place,self.origin.get(key,key)
 
     def book(self, tensor, kind, size=0):
         key = _key(tensor)
@@ -97,7 +110,7 @@ class Places(Ledger):
     def _gone(self, key):
         self._forget(key)
         super()._gone(key)
-        self.where.pop(key, None); self.split.discard(key)
+        self.where.pop(key, None); self.origin.pop(key, None); self.split.discard(key)
         if key in self.weights and self.weights[key]>=0 and key not in self.base: self.weights.pop(key)
     def _note(self):
         if self.phase not in ('forward','backward'): return
