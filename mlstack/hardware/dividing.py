@@ -17,7 +17,7 @@ from ..core import MlstackError
 from .planning import Ledger, Plan, _bytes, _cut, _recompute, _seconds, _step, _tensors, _usable, _workspace, plan, repeated_blocks, weightless
 from torch.utils._pytree import tree_map_only
 
-# %% ../../nbs/hardware/03_dividing.ipynb #ce9fefc2
+# %% ../../nbs/hardware/03_dividing.ipynb #73d68d05
 _active = 'activations','temporary'
 def _key(tensor): return tensor.untyped_storage()._cdata
 
@@ -26,6 +26,7 @@ class Places(Ledger):
     def __init__(self, model, blocks):
         self.place,self.where,self.split,self.divided = 0,{},set(),0
         self.kept,self.moments,self.sent,self.used,self.roles,self.tags = {},{},{},{},{},[]
+        self.origin,self.reads,self.summed = {},{},set() # what was cast; the tensor that a matrix was given; those whose gradient is a sum already
         self.keys = {n: {} for n in ('width','memory')} # bytes of what a block gives on, and of keys and values
         inside = {id(p): i+1 for i,b in enumerate(blocks) for p in b.parameters()}
         self.params = [p for p in model.parameters()]
@@ -71,17 +72,29 @@ class Places(Ledger):
         if self.phase=='forward':
             for i in known: self.used.setdefault(i, set()).add(self.place)
         divided = any(_key(t) in self.split for t in ins)
+        if name=='_to_copy' and not known and len(ins)==1: self.origin[_key(outs[0])] = self.origin.get(_key(ins[0]),_key(ins[0]))
         if name=='_to_copy' and known and len(ins)==1: self.weights[_key(outs[0])] = min(known) # a cast weight is that weight
         matrix = next((i for i in known if self.params[i].dim()==2 and self.inside[i]), None) if name in ('mm','addmm') else None
         if matrix is not None:
-            if self.phase=='forward': self.roles |= {i: 'row' if divided else 'column' for i in known}
-            if divided: self._send(_bytes(outs))
+            if self.phase=='forward':
+                self.roles |= {i: 'row' if divided else 'column' for i in known}
+                self.reads.setdefault(matrix, self._source(ins))
+            if divided and self.phase=='forward': self._send(_bytes(outs))
+            elif divided and self.roles.get(matrix)=='row': self._send(_bytes(outs)) # a block that runs again sums again
+            elif divided and self.reads[matrix] not in self.summed: # matrices that read the same tensor add up its gradient first
+                self.summed.add(self.reads[matrix])
+                self._send(_bytes(outs))
             divided = not divided
         fresh = {_key(t) for t in outs}-{_key(t) for t in ins}
         if divided: self.split |= fresh
         else: self.split -= fresh
         if 'attention' in name and 'backward' not in name: self.keys['memory'][self.place] = _bytes(ins[1:3])
         self.divides = divided
+
+    def _source(self, ins):
+        "Which tensor goes into a matrix, before it was cast."
+        key = next(_key(t) for t in ins if _key(t) not in self.weights)
+        return self.place,self.origin.get(key,key)
 
     def book(self, tensor, kind, size=0):
         key = _key(tensor)
@@ -97,7 +110,7 @@ class Places(Ledger):
     def _gone(self, key):
         self._forget(key)
         super()._gone(key)
-        self.where.pop(key, None); self.split.discard(key)
+        self.where.pop(key, None); self.origin.pop(key, None); self.split.discard(key)
         if key in self.weights and self.weights[key]>=0 and key not in self.base: self.weights.pop(key)
     def _note(self):
         if self.phase not in ('forward','backward'): return
@@ -206,7 +219,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #434870a3
+# %% ../../nbs/hardware/03_dividing.ipynb #e2ce90f0
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -225,13 +238,13 @@ def sizes_of(mesh) -> dict:
     return found
 
 @lru_cache(maxsize=None)
-def _bytes_of(shape, itemsize, role, tp, shard):
-    "Bytes of a parameter on the rank that has most of it."
+def _bytes_of(shape, itemsize, role, tp, shard, rounded=True):
+    "Bytes of a parameter on the rank that has most of it, as an allocator rounds them, or as they are sent."
     shape = list(shape)
     if role=='column' and shape: shape[0] = ceil(shape[0]/tp)
     if role=='row' and len(shape)>1: shape[1] = ceil(shape[1]/tp)
     if shape: shape[0] = ceil(shape[0]/shard)
-    return _round(_count(shape)*itemsize)
+    return (_round if rounded else int)(_count(shape)*itemsize)
 
 def _stage(place, last, pp): return 0 if place==0 else pp-1 if place==last else (place-1)*pp//(last-1)
 
@@ -255,12 +268,18 @@ class Share:
         self.parts = max(moments, key=lambda parts: sum(parts.values()))
         self.peak = sum(self.parts.values())
 
-    def _bytes(self, params, itemsize=None, shard=None): return sum(_bytes_of(p.shape, itemsize or p.itemsize, p.role, self.mesh['tp'], shard or self.mesh['shard']) for p in params)
+    def _bytes(self, params, itemsize=None, shard=None, rounded=True): return sum(_bytes_of(p.shape, itemsize or p.itemsize, p.role, self.mesh['tp'], shard or self.mesh['shard'], rounded) for p in params)
     def _within(self, whole, divided): return self.scale*(whole+divided/self.mesh['tp'])
     def _by_group(self, fn):
         "What `fn` says of the parameters of each block here, and of the outer ones (0)."
         kinds = {k: fn(self.profile.kinds[k]) for k in {self.profile.kind_of[b] for b in self.blocks}}
         return {0: fn(self.outer)} | {b: kinds[self.profile.kind_of[b]] for b in self.blocks}
+    @cached_property
+    def tensors(self):
+        "Bytes of this rank's weights, gradients and states themselves, without what an allocator adds."
+        part = lambda p: _bytes_of(p.shape, p.itemsize, p.role, self.mesh['tp'], self.mesh['shard'], False)
+        mine = [*self.outer, *(p for b in self.blocks for p in self.profile.kinds[self.profile.kind_of[b]])]
+        return dict(weights=sum(map(part, mine)), gradients=sum(part(p) for p in mine if p.learns), optimizer=sum(part(p)*sum(p.states)//_size(p) for p in mine))
     def _optimizer(self, params):
         part = lambda p: _bytes_of(p.shape, 1024, p.role, self.mesh['tp'], self.mesh['shard'])/max(_count(p.shape),1)/1024
         return sum(_round(ceil(state*part(p))) for p in params for state in p.states)
@@ -303,19 +322,22 @@ class Share:
         outer,here,near = self.whole[0],self.whole.get(place,0) if place else 0,self.whole.get(near,0) if near else 0
         return outer+here+near if phase=='forward' else 2*outer+2*here+near+(self.whole4.get(place,0) if place else 0)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #c3870254
+# %% ../../nbs/hardware/03_dividing.ipynb #f5ad326b
 def _messages(self):
     "What this rank takes part in during a step."
     pr,m,many,out = self.profile,self.mesh,self.microbatches,[]
     def add(dim, kind, size, count=1, phase='backward', ranks=None):
         if m[dim]>1 and size and count: out.append(Message(dim, kind, int(size), ranks or m[dim], count, phase))
-    blocks,gradients = self.blocks,sum(self.learned.values())
+    blocks,n = self.blocks,m['shard']
+    gathered = self._by_group(lambda ps: n*self._bytes(ps, self.low, rounded=False)) # padded, so that each rank has as many rows
+    scattered = self._by_group(lambda ps: n*self._bytes([p for p in ps if p.learns], 4, rounded=False))
+    gradients = sum(self._by_group(lambda ps: self._bytes([p for p in ps if p.learns], rounded=False)).values())
     for d in ('dp','cp'): add(d, 'all_reduce', gradients)
     for group in (*blocks, 0):
         again = many*(2 if group else 1) # the outer parameters stay whole from the forward to the backward pass
-        add('shard', 'all_gather', self.whole.get(group,0), many, 'forward')
-        add('shard', 'all_gather', self.whole.get(group,0), again-many)
-        add('shard', 'reduce_scatter', self.whole4.get(group,0))
+        add('shard', 'all_gather', gathered[group], many, 'forward')
+        add('shard', 'all_gather', gathered[group], again-many)
+        add('shard', 'reduce_scatter', scattered[group])
     for (phase,place),(size,count) in pr.sent.items():
         if place in self.places: add('tp', 'all_reduce', self.scale*size/count, count*many, phase)
     if blocks:
