@@ -125,7 +125,7 @@ class History:
         ax.set(xlabel='step', ylabel='loss'); ax.legend(frameon=False)
         return ax
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #17e57724
+# %% ../../nbs/trainer/04_callbacks.ipynb #506559f7
 class NonFiniteLoss(MlstackError, ArithmeticError):
     "The loss became nan or infinite."
 
@@ -147,6 +147,7 @@ class Recorder(Callback):
         self.history,self.run,self.every,self.parallel,self.pending,self.flying = history,run,every,parallel,[],None
 
         self.sums,self.n,self.carry = {},0,False
+        self.riders = self.arrived = None # numbers of a trainer that ranks add up at the same time
 
     def start(self, carry=False):
         "A fit begins; `carry` when it goes on in the middle of an epoch, whose sums then go on too."
@@ -156,9 +157,9 @@ class Recorder(Callback):
         self.carry = False
     def after_step(self, t):
         self.pending.append((t.step,t.values))
-        if not t.step%self.every: self.send(t.device)
+        if not t.step%self.every: self.send(t.device, self.riders and self.riders(t))
 
-    def send(self, device):
+    def send(self, device, riders=None):
         "Start the copy of what is pending, then read the copy before."
         if not self.pending: return
         steps,rows = zip(*self.pending)
@@ -166,7 +167,7 @@ class Recorder(Callback):
         names = list(rows[0])
         try: table = _stacked(rows, names, device)
         except KeyError as e: raise CallbackError(f'the step did not return {e} in every step', f'steps {steps[0]} to {steps[-1]}', 'return the same names each time') from None
-        if self.parallel is not None and self.parallel.world_size>1: table = self.parallel.sum(table)/self.parallel.world_size
+        if self.parallel is not None and self.parallel.world_size>1: table = self._over_ranks(table, riders)
         event = None
         if table.is_cuda:
             host = torch.empty(table.shape, pin_memory=True)
@@ -175,6 +176,13 @@ class Recorder(Callback):
         before,self.flying = self.flying,(steps,names,table,event)
         if event is None: self.settle()
         elif before: self.absorb(*before)
+
+    def _over_ranks(self, table, riders):
+        "The mean over ranks; with it, in the same collective, go `riders`, which are added up."
+        if riders is None: return self.parallel.sum(table)/self.parallel.world_size
+        both = self.parallel.sum(torch.cat([table.flatten(), riders]))
+        self.arrived = both[table.numel():]
+        return both[:table.numel()].view_as(table)/self.parallel.world_size
 
     def settle(self):
         "Read what was sent, waiting for it."
