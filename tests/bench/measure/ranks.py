@@ -5,20 +5,25 @@ import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as 
 
 who = sys.argv[1]
 ranks = int(sys.argv[sys.argv.index('--ranks') + 1]) if '--ranks' in sys.argv else 2
-width, size, chunk, stamps = 512, 64, 16, []
+width, size, chunk, stamps, seen = 512, 64, 16, [], 0
 
 def mlp():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 class Batches:
-    "Ready batches of this rank, `n` of them; notes the time every `chunk` of them."
+    "Ready batches, `n` of them."
     def __init__(self, n): self.n = n
     def __len__(self): return self.n
     def __iter__(self):
-        for i in range(self.n):
-            if not i % chunk: stamps.append((time.perf_counter(), time.process_time()))
-            yield ready[i % len(ready)]
+        for i in range(self.n): yield ready[i % len(ready)]
+
+def loss_of(out, y):
+    "The loss, and the time every `chunk` of them."
+    global seen
+    seen += 1
+    if not seen % chunk: stamps.append((time.perf_counter(), time.process_time()))
+    return F.cross_entropy(out, y)
 
 def adamw(params): return torch.optim.AdamW(params, lr=1e-3)
 
@@ -29,7 +34,7 @@ def raw():
     opt = adamw(ddp.parameters())
     def fit(n):
         for x, y in Batches(n):
-            loss = F.cross_entropy(ddp(x), y)
+            loss = loss_of(ddp(x), y)
             loss.backward()
             opt.step()
             opt.zero_grad()
@@ -38,7 +43,8 @@ def raw():
 def mlstack():
     from functools import partial
     from mlstack.trainer import Trainer
-    def fit(n): Trainer(mlp(), Batches(n), loss=F.cross_entropy, opt=partial(torch.optim.AdamW, foreach=None), lr=1e-3, parallel='ddp').fit(steps=n)
+    # an iterable of batches is dealt out to the ranks, so it has as many more
+    def fit(n): Trainer(mlp(), Batches(n*ranks), loss=loss_of, opt=partial(torch.optim.AdamW, foreach=None), lr=1e-3, parallel='ddp').fit(steps=n)
     return fit
 
 def accelerate():
@@ -48,7 +54,7 @@ def accelerate():
     model, opt = acc.prepare(model, adamw(model.parameters()))
     def fit(n):
         for x, y in Batches(n):
-            loss = F.cross_entropy(model(x), y)
+            loss = loss_of(model(x), y)
             acc.backward(loss)
             opt.step()
             opt.zero_grad()
@@ -63,7 +69,7 @@ def fabric():
     def fit(n):
         for x, y in Batches(n):
             opt.zero_grad()
-            loss = F.cross_entropy(model(x), y)
+            loss = loss_of(model(x), y)
             fab.backward(loss)
             opt.step()
     return fit
@@ -74,7 +80,7 @@ def lightning():
         def __init__(self):
             super().__init__()
             self.model = mlp()
-        def training_step(self, batch, i): return F.cross_entropy(self.model(batch[0]), batch[1])
+        def training_step(self, batch, i): return loss_of(self.model(batch[0]), batch[1])
         def configure_optimizers(self): return adamw(self.parameters())
     def fit(n): pl.Trainer(max_steps=n, accelerator='cpu', devices=ranks, strategy='ddp', use_distributed_sampler=False, logger=False, enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False).fit(Lit(), Batches(n))
     return fit
