@@ -7,9 +7,9 @@ The trainer's loop knows nothing of ranks. It asks an object: which share of the
 # %% auto #0
 __all__ = ['check_same', 'layout', 'agree', 'norms_of', 'DDP', 'resolve']
 
-# %% ../../nbs/ddp/02_parallel.ipynb #a0fc4031
+# %% ../../nbs/ddp/02_parallel.ipynb #3ac1c7d3
 import hashlib, inspect
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import chain
 import torch, torch.distributed as dist
 from torch import nn
@@ -135,8 +135,10 @@ def norms_of(model) -> list:
     "The batch norms that see the items of their rank only, and remember what they saw."
     return [m for m in model.modules() if isinstance(m,_BatchNorm) and not isinstance(m,(nn.SyncBatchNorm,_SyncBatchNorm)) and m.track_running_stats]
 
-# %% ../../nbs/ddp/02_parallel.ipynb #904e682f
+# %% ../../nbs/ddp/02_parallel.ipynb #b9ac1bf8
 _of_torch = [n for n in inspect.signature(DistributedDataParallel).parameters if n not in ('module','device_ids','output_device','dim')]
+
+_buffers = next(n for n in ('forward_sync_buffers','broadcast_buffers') if n in _of_torch) # its name until torch 2.12
 
 class DDP(Single):
     "Data parallelism: the whole model on each rank, gradients averaged during backward."
@@ -153,7 +155,7 @@ class DDP(Single):
         self.rank,self.world_size = dist.get_rank(),dist.get_world_size()
         self.device,self.options,self.sync_batchnorm = _device(),options,sync_batchnorm
         self.static = not options.get('find_unused_parameters') if static_graph is None else static_graph
-        self.broadcast_buffers,self.norms,self.known,self.used,self.first = broadcast_buffers,[],None,set(),True
+        self.broadcast_buffers,self.norms,self.known,self.used,self.first,self.carrier = broadcast_buffers,[],None,set(),True,None
 
     def __repr__(self): return f'DDP(rank {self.rank} of {self.world_size}, {self.device})'
 
@@ -178,7 +180,7 @@ class DDP(Single):
     def wrap(self, model):
         "The module to call in training."
         if not self.look_at(model): return model
-        ddp = DistributedDataParallel(model, **dict(gradient_as_bucket_view=True, init_sync=False, static_graph=self.static, broadcast_buffers=self.broadcast_buffers) | self.options)
+        with self._carrying(model): ddp = DistributedDataParallel(model, **{'gradient_as_bucket_view':True, 'init_sync':False, 'static_graph':self.static, _buffers:self.broadcast_buffers} | self.options)
         if self.hook: ddp.register_comm_hook(*self.hook[:2])
         return ddp
 
@@ -193,7 +195,37 @@ class DDP(Single):
         return tensor
     def barrier(self): dist.barrier()
 
-# %% ../../nbs/ddp/02_parallel.ipynb #7889bb51
+# %% ../../nbs/ddp/02_parallel.ipynb #d0766e93
+@patch
+@contextmanager
+def _carrying(self:DDP, model):
+    "While the reducer is made, the model has a parameter more, whose gradient carries numbers from rank to rank."
+    self.carrier,trained = None,[p for p in model.parameters() if p.requires_grad]
+    if not self.static or self.hook or {p.dtype for p in trained}!={torch.float32}: yield; return
+    self.carrier = nn.Parameter(torch.zeros(256, device=trained[0].device))
+    model._modules['_carrier'] = nn.ParameterList([self.carrier]) # the last, so that torch's numbers of the others are right
+    try: yield
+    finally: del model._modules['_carrier']
+
+@patch
+def post(self:DDP, tensor) -> bool:
+    "Whether the mean of `tensor` over ranks will come with the next gradients."
+    if self.carrier is None or len(tensor)>len(self.carrier): return False
+    self.carrier.grad = self.letter = nn.functional.pad(tensor, (0,len(self.carrier)-len(tensor)))
+    return True
+
+@patch
+def posted(self:DDP, n):
+    "The mean of what was posted, or None while no gradients have gone."
+    came = self.carrier.grad
+    if came.data_ptr()==self.letter.data_ptr(): return None
+    self.withdraw()
+    return came[:n].clone() # it lies in a bucket
+
+@patch
+def withdraw(self:DDP): self.carrier.grad = self.letter = None
+
+# %% ../../nbs/ddp/02_parallel.ipynb #89f24e6e
 def _check_shapes(model):
     if lazy := [n for n,m in model.named_modules() if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in chain(m.parameters(recurse=False), m.buffers(recurse=False)))]:
         raise MlstackError(f'the shape of {", ".join(lazy)} is known only when the model has seen a batch', 'Trainer(parallel=)', 'run one batch through the model before Trainer(...)')
@@ -254,7 +286,7 @@ def says(self:DDP) -> dict:
     if any(isinstance(b,(nn.SyncBatchNorm,_SyncBatchNorm)) for b in m.modules()): said['norms'] = 'batch norm sees the items of all ranks'
     elif self.norms: said['norms'] = "batch norm sees the items of its rank only, so the model differs from one process with the whole batch (sync_batchnorm=True: all items); what it remembers is rank 0's" + ('' if self.broadcast_buffers else ', sent before validation, checkpoints and the end, and not in each step')
     if self.broadcast_buffers: said['buffers'] = "buffers are rank 0's in each step, as in raw DDP: one broadcast; broadcast_buffers=False leaves it out where they are constants"
-    said['signals'] = f'what was measured goes to all ranks in one collective every {self.every} steps, and takes along who wants to stop; no other step has one beyond DDP\'s'
+    said['signals'] = f'every {self.every} steps ranks tell each other what they measured and who wants to stop: ' + ('with the gradients, in no collective more than those of DDP' if self.carrier is not None else 'one collective beside those of DDP')
     return said
 
 # %% ../../nbs/ddp/02_parallel.ipynb #0bc849d5

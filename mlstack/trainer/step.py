@@ -265,7 +265,7 @@ def _without_optimizer(forward, model):
         return {'loss': loss.detach(), **values}
     return step
 
-# %% ../../nbs/trainer/02_step.ipynb #322be538
+# %% ../../nbs/trainer/02_step.ipynb #1414c361
 def best_device() -> str:
     "The device the hardware chapter would take."
     from mlstack.hardware import device
@@ -292,6 +292,9 @@ class Single:
     def sum(self, tensor): return tensor         # over shares of the data, in place
     def share(self, tensor): return self.sum(tensor) # the same over all processes
     def barrier(self): pass
+    def post(self, tensor): return False         # whether its mean goes around with the next gradients
+    def posted(self, n): return None             # that mean, once it is there
+    def withdraw(self): pass
     def norm(self, params, limit=None): return total_norm(params, limit)
     def make_step(self, trainer, forward, **options): return make_step(forward, **options)
     def says(self): return {}                    # sentences for `explain`

@@ -59,11 +59,11 @@ def done(self:Stopping) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #6bd780ea
+# %% ../../nbs/trainer/09_stopping.ipynb #306b0153
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
     def __init__(self, asked, stop, parallel, recorder):
-        self.asked,self.stop,self.parallel,self.recorder,self.sent,self.raised = asked,stop,parallel,recorder,None,{}
+        self.asked,self.stop,self.parallel,self.recorder,self.raised = asked,stop,parallel,recorder,{}
         self.riding = parallel.processes==parallel.world_size # then what is measured goes to the same ranks, and takes the flags along
         recorder.riders = self.flags if self.riding else None
 
@@ -93,11 +93,12 @@ class _Together(Callback):
 
     def after_step(self, t):
         if t.step%self.recorder.every: return
-        before,self.sent = self.sent, (t.epoch,self.recorder.arrived) if self.riding else self.send(t)
-        if before is not None: self.take(t, before)
+        if not self.riding: self.recorder.arrived.append((t.step, *self.send(t)))
+        there = self.recorder.arrived
+        while there and there[0][0]<t.step: self.take(t, there.pop(0)[1:])
     def after_epoch(self, t):
         self.raised.pop('epoch', None)
-        self.sent = None
+        self.recorder.arrived.clear()
         self.take(t, self.send(t))
 
 class _Deadline(Callback):
