@@ -22,7 +22,7 @@ from ..trainer.modes import repeated_blocks
 # %% ../../nbs/ddp/03_memory.ipynb #c714788d
 def _again(block): return partial(checkpoint, block.forward, use_reentrant=False)
 
-# %% ../../nbs/ddp/03_memory.ipynb #f6be596c
+# %% ../../nbs/ddp/03_memory.ipynb #f22ca526
 _small = 1<<14 # bytes that are not worth a copy
 
 class _OnCPU:
@@ -44,6 +44,11 @@ class _OnDisk:
         try: return torch.from_file(self.path, shared=False, size=n, dtype=torch.uint8).view(self.dtype).view(self.shape).clone().to(self.device)
         except RuntimeError as e: raise MlstackError(f'activations are gone from the disk: {e}', self.path, 'leave the folder alone while a step runs') from e
 
+class _Nowhere:
+    "Stands for one that is away, where `hardware.plan` runs the step without contents."
+    def __init__(self, t): self.shape,self.dtype = t.shape,t.dtype
+    def back(self): return torch.empty(self.shape, dtype=self.dtype, device='meta')
+
 def _remove(path):
     try: os.unlink(path)
     except OSError: pass
@@ -52,8 +57,8 @@ class _Away:
     "Calls a block and keeps what it saves for the backward pass somewhere else."
     def __init__(self, forward, block, away): self.forward,self.block,self.away = forward,block,away
     def __call__(self, *args, **named):
-        weights = {p.untyped_storage().data_ptr() for p in self.block.parameters()}
-        def put(t): return t if t.numel()*t.element_size()<_small or t.untyped_storage().data_ptr() in weights or not t.is_leaf and t.is_sparse else self.away(t)
+        weights = {p.untyped_storage()._cdata for p in self.block.parameters()} # not data_ptr: without contents all have the same
+        def put(t): return t if t.numel()*t.element_size()<_small or t.untyped_storage()._cdata in weights or not t.is_leaf and t.is_sparse else _Nowhere(t) if t.is_meta else self.away(t)
         with saved_tensors_hooks(put, lambda o: o if isinstance(o, torch.Tensor) else o.back()): return self.forward(*args, **named)
 
 # %% ../../nbs/ddp/03_memory.ipynb #9b0378e8
