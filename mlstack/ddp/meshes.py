@@ -9,13 +9,15 @@ Neighbours in the last dimension are neighbours in rank, so `tp` stays inside of
 # %% auto #0
 __all__ = ['MeshError', 'even', 'Mesh', 'TensorParallel']
 
-# %% ../../nbs/ddp/05_meshes.ipynb #cbc0cafb
-import math, os, warnings
+# %% ../../nbs/ddp/05_meshes.ipynb #b94bf404
+import logging, math, os, warnings
 from contextlib import contextmanager
 import torch, torch.distributed as dist
 from fastcore.basics import patch
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._pytree import tree_leaves
 from ..core import MlstackError, context
+from ..tracking.tables import Table
 from ..trainer.parts import as_cut
 from ..trainer.step import Single
 from .launching import join_group
@@ -125,7 +127,7 @@ def at(self:Mesh):
     "The place of this process in each dimension."
     return {k: 0 if self.mesh is None else self.mesh.get_local_rank(k) for k in self.sizes}
 
-# %% ../../nbs/ddp/05_meshes.ipynb #b1e4fbd5
+# %% ../../nbs/ddp/05_meshes.ipynb #d0a7feed
 class TensorParallel(Single):
     "What a mesh with `tp` is to the trainer."
     def __init__(self, mesh):
@@ -133,6 +135,7 @@ class TensorParallel(Single):
         self.device,self.cut,self.cuts,self.together = _device(),None,True,self.sizes['shard']>1
         self.rank,self.world_size = self.at['dp']*self.sizes['shard']+self.at['shard'], self.sizes['dp']*self.sizes['shard']
         self.leads = self.at['tp']==0
+        logging.getLogger('torch.distributed.tensor._redistribute').setLevel(logging.ERROR) # two gathers where one could do: once a checkpoint, and right
     @property
     def number(self): return dist.get_rank()
     @property
@@ -259,3 +262,33 @@ def _make(self:Mesh):
     if s['tp']>1: return TensorParallel(self)
     if s['shard']>1: return FSDP(mesh=self.mesh['dp','shard'] if s['dp']>1 else self.mesh['shard'], **self.options)
     return DDP(**self.options)
+
+# %% ../../nbs/ddp/05_meshes.ipynb #0d17e28d
+def _positions(batch):
+    "Over how many positions the model's blocks work: items times length."
+    x = next(o for o in tree_leaves(batch) if isinstance(o,torch.Tensor))
+    return x.numel() if not x.is_floating_point() else x.numel()//x.shape[-1]
+
+@patch
+def explain(self:Mesh,
+    model,      # whole, also on meta
+    batch,      # of one process
+    itemsize=None # bytes of a number; default: the parameters'
+):
+    "What each process sends in a training step, by dimension, in bytes."
+    s,rows = self.sizes,[]
+    numbers = sum(p.numel() for p in model.parameters())
+    item = itemsize or next(model.parameters()).itemsize
+    ring = lambda n: (n-1)/n
+    if s['tp']>1:
+        plan,n,at = self.plan_for(model),s['tp'],_positions(batch)
+        cut,numbers = plan.cut(model)
+        numbers += cut//n - cut
+        widths = [plan.width(model,name) for name,(style,_,_) in plan.styles.items() if style=='rows']
+        rows.append(('tp', f'{4*len(widths)//2} sums of activations', sum(widths)*at*item*2*2*ring(n)))
+        ends = [(style,model.get_submodule(name).weight.shape) for name,(style,o,_) in plan.styles.items() if style=='lookup' or 'gather' in o]
+        if ends: rows.append(('tp', 'embedding and head', sum(at*item*(2*ring(n)*w if style=='lookup' else ring(n)*(2*w+words)) for style,(words,w) in ends)))
+    if s['shard']>1: rows.append(('shard', 'weights gathered twice, gradients scattered', 3*ring(s['shard'])*numbers*item))
+    if s['dp']>1: rows.append(('dp', 'gradients added up', 2*ring(s['dp'])*numbers//s['shard']*item))
+    if s['pp']>1: rows.append(('pp', 'activations at the cuts, there and back', None))
+    return Table(['dimension','what','bytes a step'], [[a,b,'see Pipeline' if c is None else int(c)] for a,b,c in rows])
