@@ -1,5 +1,7 @@
 "Meshes: equal to one process with the same global batch, whatever the dimensions; states whole; what cannot be cut."
 import math
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -294,6 +296,18 @@ def test_a_word_that_is_not_in_the_vocabulary():
     assert all('out of range' in said for said in launch(work, nprocs=2, timeout=200))
 
 
+@pytest.mark.server
+def test_families_of_transformers(tmp_path):
+    "The models themselves, where the libraries are installed; torchrun starts the processes."
+    from tests import house
+    from tests.bench import peers
+    try: python = peers.python_of('libraries')
+    except (RuntimeError, OSError) as e: pytest.skip(f'transformers cannot be installed here: {e}')
+    env = dict(os.environ, PYTHONPATH=str(house.root), HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path), OMP_NUM_THREADS='1', TOKENIZERS_PARALLELISM='false')
+    p = subprocess.run([python, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', '-m', 'tests.meshes_interop'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+    assert p.returncode == 0 and 'all equal' in p.stdout, p.stdout[-1000:] + p.stderr[-3000:]
+
+
 # what cannot be
 
 @pytest.mark.parametrize('kw,said', [(dict(heads=6), '6 = 4 x 1 + 2'), (dict(kv_heads=2), '2 = 4 x 0 + 2'), (dict(hidden=30), '30 = 4 x 7 + 2'), (dict(sequence=1026), '1026 = 4 x 256 + 2'), (dict(batch=9), '9 = 4 x 2 + 1'), (dict(layers=1), 'too few for pp 2')])
@@ -309,8 +323,9 @@ def test_plans_that_cannot_be():
     assert plan.styles['layers.0.self_attn'][0] == 'whole' and 'one call' in repr(plan) and plan.styles['layers.1.linear2'][0] == 'rows'
 
 
-def test_too_many_processes_for_the_gpus(monkeypatch):
+def test_too_many_processes_for_the_gpus():
     def work():
+        torch.distributed.barrier() # who returns at once leaves the others at the door
         torch.cuda.is_available,torch.cuda.device_count = lambda: True,lambda: 1
         try: return Mesh(dp=2).rank
         except MeshError as e: return str(e)
