@@ -145,15 +145,14 @@ def load_slices(
     with torch.no_grad():
         for k,t in mine.items(): (t.to_local() if isinstance(t,DTensor) else t).copy_(_read(found[k], t))
 
-# %% ../../nbs/ddp/04_sharding.ipynb #0383eda3
+# %% ../../nbs/ddp/04_sharding.ipynb #44d3dc4c
 _types = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
-def policy_of(precision, cast=False):
-    "What is gathered in which format; `cast`: inputs and outputs too."
+def policy_of(precision):
+    "What is computed and gathered in which format; sums and the output are in 32 bits."
     if isinstance(precision, MixedPrecisionPolicy): return precision
     if precision not in (None,'fp32','tf32','fp8',*_types): _refuse(f'precision is {precision!r}', f'use {", ".join(_types)}, fp32, or a MixedPrecisionPolicy')
-    kind = _types.get(precision)
-    return MixedPrecisionPolicy(kind, torch.float32 if kind else None, torch.float32 if kind and cast else None, bool(kind and cast))
+    return MixedPrecisionPolicy(_types[precision], torch.float32, torch.float32) if precision in _types else MixedPrecisionPolicy()
 
 def _same_random(mesh, device):
     "Rank 0's random state for all of the mesh: each draws the whole and keeps its part."
@@ -170,8 +169,7 @@ def shard_model(
     model,           # changed in place; also one on meta
     mesh,            # one dimension, or (replicate, shard)
     blocks=None,     # class or modules; default: repeated ones
-    precision=None,  # of what is gathered: bf16, fp16, a policy
-    cast=False,      # inputs too: there is no autocast
+    precision=None,  # bf16, fp16, or a policy
     offload=False,   # the parts live in the memory of the CPU
     reshard=True,    # let go after forward; False, or so many ranks
     prefetch:int=0,  # units gathered before it is their turn
@@ -183,14 +181,13 @@ def shard_model(
     check_model(model, units, mesh.size(mesh.ndim-1))
     device = 'cpu' if offload else f'cuda:{torch.cuda.current_device()}' if mesh.device_type=='cuda' else mesh.device_type
     if any(p.is_meta for p in model.parameters()): _same_random(mesh, device)
-    fill,inner,policy = _Filler(model, device, init, weights is None),{id(u) for u in units},policy_of(precision, cast)
+    fill,inner,policy = _Filler(model, device, init, weights is None),{id(u) for u in units},policy_of(precision)
     how = dict(mesh=mesh, offload_policy=CPUOffloadPolicy(pin_memory=mesh.device_type=='cuda') if offload else OffloadPolicy())
     for m in _inside_out(model):
         fill(m)
         for p in m.parameters(recurse=False): p.data = p.data.contiguous()
         if id(m) in inner: fully_shard(m, reshard_after_forward=reshard, mp_policy=replace(policy, output_dtype=None), **how)
-    rest = policy if cast or isinstance(precision, MixedPrecisionPolicy) else MixedPrecisionPolicy()
-    fully_shard(model, mp_policy=rest, **({} if reshard is True else dict(reshard_after_forward=reshard)), **how) # True: torch keeps the last unit gathered
+    fully_shard(model, mp_policy=policy, **({} if reshard is True else dict(reshard_after_forward=reshard)), **how) # True: torch keeps the last unit gathered
     for i,u in enumerate(units if prefetch else ()): u.set_modules_to_forward_prefetch(units[i+1:i+1+prefetch])
     model.register_forward_hook(_let_go)
     if weights is not None: load_slices(model, weights)
@@ -263,7 +260,7 @@ def settle(model):
     for m in model.modules():
         if isinstance(m, FSDPModule): m.reshard()
 
-# %% ../../nbs/ddp/04_sharding.ipynb #be492e1e
+# %% ../../nbs/ddp/04_sharding.ipynb #626b58c6
 def sharding_mesh(shard=None, kind='cpu'):
     "The ranks as (replicate, shard), or as one dimension where all cut together."
     n = dist.get_world_size()
@@ -277,7 +274,7 @@ class FSDP(Single):
     def __init__(self,
         shard=None,        # ranks that cut together; default: all
         blocks=None,       # class or modules; default: repeated ones
-        precision=None,    # of what is gathered; default: the trainer's
+        precision=None,    # of blocks at work; default: the trainer's
         offload=False,     # weights and optimizer live on the CPU
         reshard=True,      # let go after forward; False, or so many ranks
         prefetch:int=0,    # units gathered before it is their turn
@@ -292,7 +289,7 @@ class FSDP(Single):
         self.mesh = sharding_mesh(shard, 'cuda' if nccl else 'cpu') if mesh is None else mesh
         self.device = torch.device(f'cuda:{context().local_rank}' if nccl else 'cpu')
         self.rank,self.world_size = int((self.mesh.mesh.flatten()==dist.get_rank()).nonzero()),self.mesh.size()
-        self.precision,self.checkpoint,self.said = precision,checkpoint,''
+        self.precision,self.computes_in,self.checkpoint,self.said = precision,None,checkpoint,''
         self.how = dict(blocks=blocks, offload=offload, reshard=reshard, prefetch=prefetch, init=init, weights=weights)
 
     def __repr__(self): return f'FSDP(rank {self.rank} of {self.world_size}, {self.device})'
@@ -319,7 +316,7 @@ class FSDP(Single):
         try: yield
         finally: model.set_requires_gradient_sync(True)
 
-# %% ../../nbs/ddp/04_sharding.ipynb #e51bf0fc
+# %% ../../nbs/ddp/04_sharding.ipynb #addb0946
 def _outline(model): return [(n,tuple(p.shape),str(p.dtype),p.requires_grad) for n,p in model.named_parameters()]
 
 @patch
@@ -344,9 +341,8 @@ def prepare(self:FSDP, trainer):
 @patch
 def wrap(self:FSDP, model):
     "Cut the model in place; its optimizer is made afterwards."
-    given,trainers = self.precision,getattr(self,'computes_in',None)
     before,units = sum(p.numel() for p in model.parameters()),[type(u).__name__ for u in units_of(model, self.how['blocks'])]
-    shard_model(model, self.mesh, precision=given or trainers, cast=given is not None, **self.how)
+    shard_model(model, self.mesh, precision=self.precision or self.computes_in, **self.how)
     if any(b.is_floating_point() for b in model.buffers()): self._share_buffers(model)
     n,copies = self.mesh.size(self.mesh.ndim-1),self.mesh.size()//self.mesh.size(self.mesh.ndim-1)
     self.said = f'{len(units)} {" and ".join(dict.fromkeys(units))} and the rest' if units else 'one unit, since no repeated blocks were found'
@@ -358,8 +354,7 @@ def _share_buffers(self:FSDP, model):
     "Running statistics are those of rank 0, sent before a forward pass as data parallelism does."
     stale = [True]
     def send(*_):
-        if not stale[0]: return
-        for b in model.buffers():
+        for b in model.buffers() if stale[0] or model.training else ():
             for i in range(self.mesh.ndim if b.is_floating_point() else 0): dist.broadcast(b, group=self.mesh.get_group(i), group_src=0)
         stale[0] = model.training
     model.register_forward_pre_hook(send)
