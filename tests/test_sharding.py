@@ -177,9 +177,9 @@ def test_a_rank_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path):
     def work(folder, mortal):
         import mlstack.trainer.checkpoints as c
         write = c.write_shards
-        def die(tmp, shards, number):
+        def die(tmp, shards, number, group):
             if mortal and context().attempt==0 and number==1 and 'step-000000006' in str(tmp): os.kill(os.getpid(), signal.SIGKILL)
-            return write(tmp, shards, number)
+            return write(tmp, shards, number, group)
         c.write_shards = die
         before = sorted(p.name for p in Path(folder).glob('*step*')) if Path(folder).exists() else []
         return go(None, 2, 3, save=Checkpoints(folder, every=3), resume=True, parallel=fsdp(checkpoint='sharded')), before, context().attempt

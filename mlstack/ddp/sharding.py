@@ -8,9 +8,9 @@ The work is done by torch's `fully_shard` (FSDP2). This room decides what it lea
 
 # %% auto #0
 __all__ = ['units_of', 'check_model', 'load_slices', 'policy_of', 'shard_model', 'sharded_bytes', 'norm_of', 'settle',
-           'sharding_mesh', 'FSDP']
+           'sharding_mesh', 'FSDP', 'Aside']
 
-# %% ../../nbs/ddp/04_sharding.ipynb #f44c10d8
+# %% ../../nbs/ddp/04_sharding.ipynb #b51da1a7
 import copy
 from dataclasses import replace
 from itertools import zip_longest
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from fastcore.basics import patch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from ..core import MlstackError, context
@@ -260,7 +260,7 @@ def settle(model):
     for m in model.modules():
         if isinstance(m, FSDPModule): m.reshard()
 
-# %% ../../nbs/ddp/04_sharding.ipynb #626b58c6
+# %% ../../nbs/ddp/04_sharding.ipynb #5b5e864b
 def sharding_mesh(shard=None, kind='cpu'):
     "The ranks as (replicate, shard), or as one dimension where all cut together."
     n = dist.get_world_size()
@@ -289,7 +289,7 @@ class FSDP(Single):
         self.mesh = sharding_mesh(shard, 'cuda' if nccl else 'cpu') if mesh is None else mesh
         self.device = torch.device(f'cuda:{context().local_rank}' if nccl else 'cpu')
         self.rank,self.world_size = int((self.mesh.mesh.flatten()==dist.get_rank()).nonzero()),self.mesh.size()
-        self.precision,self.computes_in,self.checkpoint,self.said = precision,None,checkpoint,''
+        self.precision,self.computes_in,self.checkpoint,self.said,self._aside = precision,None,checkpoint,'',None
         self.how = dict(blocks=blocks, offload=offload, reshard=reshard, prefetch=prefetch, init=init, weights=weights)
 
     def __repr__(self): return f'FSDP(rank {self.rank} of {self.world_size}, {self.device})'
@@ -359,7 +359,24 @@ def _share_buffers(self:FSDP, model):
         stale[0] = model.training
     model.register_forward_pre_hook(send)
 
-# %% ../../nbs/ddp/04_sharding.ipynb #080fd9cb
+# %% ../../nbs/ddp/04_sharding.ipynb #7a52b735
+class Aside:
+    "The same processes, for a thread that writes while they train."
+    device = torch.device('cpu')
+    def __init__(self, parallel):
+        self.main,self.number,self.group,mesh = parallel.main,parallel.number,dist.new_group(backend='gloo'),parallel.mesh
+        self.mesh = mesh if mesh.device_type=='cpu' else DeviceMesh('cpu', mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
+    def share(self, tensor):
+        dist.all_reduce(tensor, group=self.group)
+        return tensor
+    def like(self, t, local): return DTensor.from_local(local, self.mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
+
+@patch
+def aside(self:FSDP):
+    if self._aside is None: self._aside = Aside(self)
+    return self._aside
+
+# %% ../../nbs/ddp/04_sharding.ipynb #4184dabb
 @patch
 def whole(self:FSDP, state): return _mapped(state, lambda t: t.full_tensor())
 
