@@ -102,7 +102,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #4633d195
+# %% ../../nbs/trainer/11_loop.ipynb #5239af74
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."

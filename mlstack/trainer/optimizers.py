@@ -146,7 +146,7 @@ def make_optimizer(
     frozen = sum(not p.requires_grad for p in model.parameters())
     return made, name + _told(options) + (f'; {frozen} frozen' if rules and frozen else '')
 
-# %% ../../nbs/trainer/03_optimizers.ipynb #e5ff4b9c
+# %% ../../nbs/trainer/03_optimizers.ipynb #2e10bdde
 _lr = 1e-3 # this very object tells that nobody gave another
 
 def made_with(optimizer):
@@ -160,8 +160,7 @@ def check_instance(optimizer, model, lr):
     held = {id(p) for p in params_of(optimizer)}
     out = [n for n,p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if held and not any(id(p) in held for p in model.parameters()):
-        cut = any(hasattr(p,'device_mesh') for p in model.parameters())
-        raise TrainerError('the optimizer holds no parameter of this model' + (' any more, since its parameters have been cut over the processes'if cut else ''), 'Trainer(opt=)', 'give the class or a partial of it: the trainer then makes it' if cut else 'make it from the parameters of the model you pass, or give the class: the trainer then makes it')
+        raise TrainerError('the optimizer holds no parameter of this model', 'Trainer(opt=)', 'make it from the parameters of the model you pass, or give the class: the trainer then makes it')
     if out: warnings.warn(f'the optimizer does not update {len(out)} parameters of the model: {", ".join(out[:3])}{", …" if len(out)>3 else ""}')
     rates = [float(g['lr']) for g in optimizer.param_groups]
     if lr is not _lr and lr not in rates: warnings.warn(f'lr={lr} is not used: the optimizer was given ready made, with lr {", ".join(f"{r:g}" for r in dict.fromkeys(rates))}')

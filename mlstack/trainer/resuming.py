@@ -23,7 +23,7 @@ from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 from .parts import marked, read_shards, unmarked
 
-# %% ../../nbs/trainer/08_resuming.ipynb #fa5d9aef
+# %% ../../nbs/trainer/08_resuming.ipynb #ec34dd2a
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -125,7 +125,7 @@ def _checkpoints(self:Resuming, save):
     if save is None: return None
     c = save if isinstance(save,Checkpoints) else Checkpoints(save)
     if self.parallel.main: c.claim()
-    how = 'in step with the training: several ranks write together' if self.parallel.processes>1 else 'beside the training' if c.background else 'while the training waits'
+    how = 'in step with the training: several ranks write together' if self.parallel.processes>1 and not hasattr(self.parallel,'aside') else 'beside the training' if c.background else 'while the training waits'
     self._why['saves'] = f'a checkpoint {f"every {c.every} steps and " if c.every else ""}at the end of each epoch, written {how}'
     return c
 
