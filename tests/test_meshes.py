@@ -219,7 +219,7 @@ def test_every_family_is_one_process_in_two_parts():
 
 def test_dimensions_together_are_one_process():
     check_jobs(4, [(4, dict(dp=2,tp=2), dict(clip=.5)), (2, dict(dp=2,tp=2), dict(accumulate=2, epochs=1)), (4, dict(shard=2,tp=2), dict(clip=.5)),
-        (2, dict(shard=2,tp=2), dict(accumulate=2, clip=.5, epochs=1)), (8, dict(tp=4), dict(epochs=1)), (2, dict(dp=2,shard=2), dict(clip=.5, epochs=1)), (4, dict(dp=2,pp=2), dict(epochs=1))])
+        (2, dict(shard=2,tp=2), dict(accumulate=2, clip=.5, epochs=1)), (8, dict(tp=4), dict(epochs=1)), (2, dict(dp=2,shard=2), dict(clip=.5, epochs=1)), (4, dict(dp=2,pp=2), dict(epochs=1)), (4, dict(dp=2,cp=2), dict(epochs=1))])
 
 
 def test_two_processes_of_each_kind_and_adamw():

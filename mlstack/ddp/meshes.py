@@ -25,7 +25,7 @@ from .parallel import DDP
 from .plans import apply, plan_for
 from .sharding import FSDP, norm_of, settle, shard_model, _mapped, _put
 
-# %% ../../nbs/ddp/05_meshes.ipynb #5f1a2d6a
+# %% ../../nbs/ddp/05_meshes.ipynb #67b2b48a
 class MeshError(MlstackError, ValueError):
     "Numbers that do not go together."
 
@@ -49,7 +49,7 @@ class Mesh:
         plan=None,         # of tp: pattern -> style; default: by names
         vocabulary='auto', # tp cuts embedding and head, too
         device=None,       # "cpu" where GPUs are not to be used
-        **options          # of FSDP for shard, of Pipeline for pp
+        **options          # of FSDP, Pipeline or Sequences
     ):
         sizes = dict(pp=pp, dp=dp, shard=shard, cp=cp, tp=tp)
         for k,n in sizes.items():
@@ -240,8 +240,8 @@ def load_optimizer(self:TensorParallel, model, optimizer, state):
 def _settle(self:TensorParallel, model):
     if self.world_size>1: settle(model)
 
-# %% ../../nbs/ddp/05_meshes.ipynb #b869a451
-def _refuse(sizes, *dims): raise MeshError(f'{" and ".join(f"{d} {sizes[d]}" for d in dims)} do not go together yet', 'Mesh', 'what goes together: dp, shard and tp; dp and pp')
+# %% ../../nbs/ddp/05_meshes.ipynb #afc2f045
+def _refuse(sizes, *dims): raise MeshError(f'{" and ".join(f"{d} {sizes[d]}" for d in dims)} do not go together yet', 'Mesh', 'what goes together: dp, shard and tp; dp and pp; dp and cp')
 
 @patch
 def _at_work(self:Mesh):
@@ -256,7 +256,9 @@ def _make(self:Mesh):
     used = [k for k in ('pp','cp','tp','shard') if s[k]>1]
     if 'pp' in used or 'cp' in used:
         if len(used)>1: _refuse(s, *used)
-        if 'cp' in used: raise MeshError(f'cp {s["cp"]}', 'Mesh', 'context parallelism is not there yet')
+        if 'cp' in used:
+            from mlstack.ddp.sequences import Sequences
+            return Sequences(mesh=self.mesh['dp','cp'], **self.options)
         from mlstack.ddp.stages import Pipeline
         return Pipeline(mesh=self.mesh['pp','dp'], **self.options)
     if s['tp']>1: return TensorParallel(self)
