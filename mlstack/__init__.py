@@ -6,6 +6,7 @@ Modules:
 - `mlstack.ddp.memory`: Activations that are not kept: computed again in the backward pass, or put away on the CPU or the disk, for models that do not fit.
 - `mlstack.ddp.meshes`: `Trainer(parallel=Mesh(dp=2, tp=2))`: processes in rows and columns, each dimension with its own way of sharing the work, and the arithmetic that has to come out even.
 - `mlstack.ddp.plans`: Who holds which part of a transformer's matrices: the plan of tensor parallelism, found by names and shapes, shown as a table, refused with the arithmetic where it does not divide. `Mesh(tp=2)` calls this.
+- `mlstack.ddp.sequences`: One sequence cut over several devices: context parallelism with ring attention, for sequences whose activations do not fit on one. `Trainer(parallel=Sequences())`.
 - `mlstack.ddp.sharding`: What `Trainer(parallel="fsdp")` stands for: each rank keeps a part of every weight, gradient and optimizer state, and gathers a block when it is its turn.
 - `mlstack.ddp.stages`: One model cut into stages, each on its own process: pipeline parallelism for models that do not fit on one device. `Trainer(parallel=Pipeline(stages=4))`.
 - `mlstack.hardware.devices`: Which device, how many threads, which precision: the choices an expert makes from the card in the machine, each with its reason. The trainer asks for them; you can too.

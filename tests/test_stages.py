@@ -1,12 +1,11 @@
 "Pipelines: equal to one process, whatever the stages, schedules, copies, batches and checkpoints."
 import math
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlstack.core import MlstackError, context
+from mlstack.core import MlstackError
 from mlstack.ddp import launch
 from mlstack.trainer import Data, Single, Trainer
 
@@ -50,6 +49,13 @@ def problem(n=70, valid=13):
     return (x[:n], y[:n]), (x[n:], y[n:])
 
 
+class OwnLoss(GPT):
+    "Returns its loss, as the models of transformers do."
+    def forward(self, x, labels):
+        out = super().forward(x)
+        return dict(loss=loss(out, labels), logits=out)
+
+
 def counted(model, batch):
     x, y = batch
     y = torch.where(x > 3, y, -100)
@@ -63,9 +69,10 @@ def train(pipe=None, batch_size=16, epochs=2, save=None, resume=None, opt=torch.
         from mlstack.ddp.stages import Pipeline
         pipe = Pipeline(**pipe)
     kw = dict(loss=loss, metrics=dict(acc=accuracy), schedule='cosine') | kw
-    t = Trainer(GPT(tied=tied, drop=drop), Data.from_tensors(*problem(), batch_size=batch_size), opt=opt, lr=.01, parallel=pipe or Single('cpu'), **kw)
+    own = kw.get('loss', loss) is None and 'step' not in kw
+    t = Trainer((OwnLoss if own else GPT)(tied=tied, drop=drop), Data.from_tensors(*([dict(x=x, labels=y) for x, y in problem()] if own else problem()), batch_size=batch_size), opt=opt, lr=.01, parallel=pipe or Single('cpu'), **kw)
     t.fit(**(dict(steps=steps) if steps else dict(epochs=epochs)), **(dict(save=save) if save else {}), **(dict(resume=resume) if resume else {}))
-    out = t.predict(problem()[1][0])
+    out = t.predict(t.data.valid)['logits'] if own else t.predict(problem()[1][0])
     state = t.parallel.model_state(t.model)
     return dict(losses=t.history.steps('loss')[1], norms=t.history.steps('grad_norm')[1] if 'clip' in kw else None, rows=[{k: v for k, v in r.items() if k != 'seconds'} for r in t.history.rows], out=out,
                 state={k: v.clone() for k, v in state.items()}, step=t.step, main=t.parallel.main, held=sum(p.untyped_storage().nbytes() for p in t.model.parameters()))
@@ -92,6 +99,7 @@ cases = dict(
     tied=dict(pipe=dict(), tied=True, clip=.1),
     interleaved=dict(pipe=dict(schedule='interleaved', rounds=2, microbatches=4), clip=.5),
     zerobubble=dict(pipe=dict(schedule='zerobubble', microbatches=4)),
+    own_loss=dict(pipe=dict(), loss=None, metrics=None),
     muon=dict(pipe=dict(split='blocks.1'), opt='muon'),
 )
 

@@ -228,7 +228,7 @@ def _mlp(name, module, linears, tp):
     divided(f'{name+", " if name else ""}{hidden} hidden features', hidden, tp)
     return {n: ('columns', dict(sizes=(hidden,)*parts) if parts>1 else {}, f'{hidden} features') for n in columns} | {row: ('rows', {}, '')}
 
-# %% ../../nbs/ddp/05a_plans.ipynb #eb9a6308
+# %% ../../nbs/ddp/05a_plans.ipynb #16854477
 def _vocabulary(model, tp, found, want, apart):
     "Styles for embeddings and the head."
     owner,lookups = {},{n: m for n,m in model.named_modules() if type(m) is nn.Embedding}
@@ -265,6 +265,7 @@ class Plan:
     def there(self, name, t):
         "The reverse."
         return t if name not in self.orders else t.index_select(self.orders[name][0], self.orders[name][1].to(t.device))
+    def width(self, model, name): return _outs(model.get_submodule(name))
     def cut(self, model):
         "How many parameters are cut, and how many there are."
         held = {p: n for n,(s,_,_) in self.styles.items() if s!='whole' for p in model.get_submodule(n).parameters()}

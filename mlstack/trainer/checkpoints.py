@@ -19,7 +19,7 @@ from ..core import MlstackError, write_file
 from .callbacks import direction
 from .parts import write_shards
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #cd2f1b01
+# %% ../../nbs/trainer/05_checkpoints.ipynb #83d88c18
 class CheckpointError(MlstackError, RuntimeError):
     "A checkpoint that cannot be written, read or used."
 
@@ -109,7 +109,7 @@ def write_checkpoint(
         for stem,obj in parts.items():
             if stem!='shards': _write_part(tmp/f'{stem}.pt', readable(obj,stem))
     def write_mine():
-        written = write_shards(tmp, shards, parallel.number)
+        written = write_shards(tmp, shards, parallel.number, getattr(parallel,'group',None))
         write_file(tmp/f'.digests-{parallel.number}', json.dumps({p.name: _digest(p) for p in written}))
     every = partial(_all, parallel, path.parent)
     try:
@@ -162,13 +162,15 @@ def misfit(
     other = [f'{k} is {list(state[k].shape)} and should be {list(v.shape)}' for k,v in mine.items() if isinstance(state.get(k),torch.Tensor) and isinstance(v,torch.Tensor) and state[k].shape!=v.shape]
     return '; '.join(text for names,text in ((missing,f'it lacks {few(missing)}'), (more,f'it has {few(more)} besides'), (other,few(other))) if names)
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #6dff14fb
+# %% ../../nbs/trainer/05_checkpoints.ipynb #424e1bf8
 class Staging:
     "Host memory for a copy of a state, used again at each save."
     def __init__(self): self.buffers,self.events = {},[]
 
-    def __call__(self, parts):
+    def __call__(self, parts, aside=None):
         "A copy of `parts` that further training does not change; on a GPU it is ready after `wait`."
+        parts = dict(parts)
+        shards = parts.pop('shards', None)
         free,self.buffers,seen,devices = self.buffers,defaultdict(list),{},set()
         def copy(t):
             if t.layout is not torch.strided or type(t) not in (torch.Tensor,torch.nn.Parameter): return t.detach().clone()
@@ -181,13 +183,14 @@ class Staging:
             seen[t.data_ptr(),*kind] = to
             return to
         out = {stem: readable(obj, stem, copy) for stem,obj in parts.items()}
+        if shards is not None: out['shards'] = {k: aside.like(t, copy(t.to_local())) for k,t in shards.items()}
         self.events = [torch.cuda.current_stream(d).record_event() for d in devices]
         return out
 
     def wait(self):
         for e in self.events: e.synchronize()
 
-# %% ../../nbs/trainer/05_checkpoints.ipynb #de760fce
+# %% ../../nbs/trainer/05_checkpoints.ipynb #592d2a85
 class Checkpoints:
     "A folder of checkpoints, one for each saved step."
     def __init__(self,
@@ -226,23 +229,24 @@ class Checkpoints:
         "Write the checkpoint of `step`, then delete those that are too many; an error is raised by `wait` or by the next save."
         self.wait()
         path,note = self.path(step), dict(step=step) | (note or {})
-        if parallel is not None: # barriers belong to the training's own thread
+        aside = parallel.aside() if self.background and hasattr(parallel,'aside') else None
+        if parallel is not None and aside is None: # its collectives belong to the training's own thread
             try: write_checkpoint(path, parts, note, parallel)
             except CheckpointError as e: self.error = e; return path
             self.written = step
             if parallel.main: self.prune(step)
         elif not self.background: self._write(step, {k: readable(o,k) for k,o in parts.items()}, note)
         else:
-            self.thread = threading.Thread(target=self._write, args=(step, self.staging(parts), note), name='mlstack-checkpoint')
+            self.thread = threading.Thread(target=self._write, args=(step, self.staging(parts, aside), note, aside), name='mlstack-checkpoint')
             self.thread.start()
         return path
 
-    def _write(self, step, parts, note):
+    def _write(self, step, parts, note, parallel=None):
         try:
             self.staging.wait()
-            write_checkpoint(self.path(step), parts, note)
+            write_checkpoint(self.path(step), parts, note, parallel)
             self.written = step
-            self.prune(step)
+            if parallel is None or parallel.main: self.prune(step)
         except BaseException as e: self.error = e if isinstance(e,CheckpointError) else _unwritten(e, self.folder)
 
     def join(self):

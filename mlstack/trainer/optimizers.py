@@ -31,6 +31,7 @@ def _made(opt, groups, lr, fused):
     name = getattr(cls,'__name__','optimizer')
     params = [p for g in groups for p in (g['params'] if isinstance(g,dict) else [g])]
     can = fused and isinstance(cls,type) and not {'fused','foreach'} & set(given) and 'fused' in _signature(cls) and all(p.is_floating_point() for p in params)
+    can = can and (name in ('Adam','AdamW') or not any(hasattr(p,'device_mesh') for p in params)) # of cut tensors torch has no other fused ones
     if can:
         try: return opt(groups, fused=True, **kw),f'{name}, fused: one kernel for all parameters'
         except (RuntimeError,TypeError): pass

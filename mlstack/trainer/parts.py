@@ -11,7 +11,7 @@ __all__ = ['part_of', 'as_cut', 'marked', 'unmarked', 'write_shards', 'read_shar
 import warnings
 import torch
 
-# %% ../../nbs/trainer/04b_parts.ipynb #f0a76113
+# %% ../../nbs/trainer/04b_parts.ipynb #7d1e9425
 def part_of(whole, like, dims=None):
     "This process's part of a tensor, cut as the DTensor `like` is; along `dims` only, if they are given."
     mesh,at = like.device_mesh,like.device_mesh.get_coordinate()
@@ -24,9 +24,9 @@ def part_of(whole, like, dims=None):
 def as_cut(whole, like):
     "A plain tensor cut as `like` is, if that is cut; everything else as it is."
     if not hasattr(like,'device_mesh') or not isinstance(whole, torch.Tensor) or hasattr(whole,'device_mesh') or whole.shape!=like.shape: return whole
-    from torch.distributed.tensor import DTensor
-    local = part_of(whole, like).to(like.to_local().device, copy=True)
-    return DTensor.from_local(local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    out = torch.empty_like(like, dtype=whole.dtype, requires_grad=False)
+    out.to_local().copy_(part_of(whole, like))
+    return out
 
 # %% ../../nbs/trainer/04b_parts.ipynb #2647e8da
 def marked(state, name, shards, seen):
@@ -58,11 +58,11 @@ def unmarked(
         return out
     return type(state)(unmarked(o,like,wanted) for o in state) if type(state) in (list,tuple) else state
 
-# %% ../../nbs/trainer/04b_parts.ipynb #8da5e565
-def write_shards(folder, shards, number) -> list: # the files
-    "Each process writes its own parts; all have to call it."
+# %% ../../nbs/trainer/04b_parts.ipynb #eeb80f93
+def write_shards(folder, shards, number, group=None) -> list: # the files
+    "Each process writes its own parts; all of the group have to call it."
     import torch.distributed.checkpoint as dcp
-    try: dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    try: dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True), process_group=group)
     except dcp.api.CheckpointException as e: raise next(iter(e.failures.values()))[0] from e
     return sorted(folder.glob(f'shard-{number+1:05d}-*'))
 

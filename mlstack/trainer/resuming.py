@@ -23,7 +23,7 @@ from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 from .parts import marked, read_shards, unmarked
 
-# %% ../../nbs/trainer/08_resuming.ipynb #cd064c86
+# %% ../../nbs/trainer/08_resuming.ipynb #29823bac
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -127,7 +127,7 @@ def _checkpoints(self:Resuming, save):
     if save is None: return None
     c = save if isinstance(save,Checkpoints) else Checkpoints(save)
     if self.parallel.main: c.claim()
-    how = 'in step with the training: several ranks write together' if self.parallel.processes>1 else 'beside the training' if c.background else 'while the training waits'
+    how = 'in step with the training: several ranks write together' if self.parallel.processes>1 and not hasattr(self.parallel,'aside') else 'beside the training' if c.background else 'while the training waits'
     self._why['saves'] = f'a checkpoint {f"every {c.every} steps and " if c.every else ""}at the end of each epoch, written {how}'
     return c
 
@@ -142,7 +142,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #ea9a4c22
+# %% ../../nbs/trainer/08_resuming.ipynb #75d994d9
 def _load_model(model, state, path, load=torch.nn.Module.load_state_dict):
     said = misfit(model, state)
     try: load(model, state)
