@@ -579,8 +579,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlstack/ddp/sequences.py'),
                                        'mlstack.ddp.sequences.Sequences.take': ( 'ddp/sequences.html#sequences.take',
                                                                                  'mlstack/ddp/sequences.py'),
-                                       'mlstack.ddp.sequences.Sequences.whole': ( 'ddp/sequences.html#sequences.whole',
-                                                                                  'mlstack/ddp/sequences.py'),
                                        'mlstack.ddp.sequences.Sequences.wrap': ( 'ddp/sequences.html#sequences.wrap',
                                                                                  'mlstack/ddp/sequences.py'),
                                        'mlstack.ddp.sequences._All': ('ddp/sequences.html#_all', 'mlstack/ddp/sequences.py'),

@@ -9,19 +9,18 @@ The weights are on every process, as in data parallelism: what is saved is the m
 # %% auto #0
 __all__ = ['attend', 'joined', 'attend_backward', 'parts_of', 'shard', 'unshard', 'ring_attention', 'Sequences']
 
-# %% ../../nbs/ddp/07_sequences.ipynb #63ecf5ed
+# %% ../../nbs/ddp/07_sequences.ipynb #bced235e
 import math
 from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from torch import nn
 from torch.utils._pytree import tree_map
 from .launching import join_group
 from .stages import _Called, _Cut, _Watch, _near, _quiet, _tensors, chain_of, first_batch
 from ..trainer.batch import size_of
 from ..trainer.memory import _rows
-from ..trainer.step import Single, TrainerError, make_step
+from ..trainer.step import Single, TrainerError
 
 # %% ../../nbs/ddp/07_sequences.ipynb #0d2c14c7
 def attend(q, k, v, causal=False, scale=None): # output, logarithm of the sum
@@ -142,7 +141,7 @@ def ring_attention(
     if (times := q.shape[1]//k.shape[1])>1: k,v = (o.repeat_interleave(times,1) for o in (k,v)) # grouped queries
     return _Ring.apply(q, k, v, group or torch.distributed.group.WORLD, is_causal, scale)
 
-# %% ../../nbs/ddp/07_sequences.ipynb #1b19173b
+# %% ../../nbs/ddp/07_sequences.ipynb #39398fd6
 class _Block:
     "Stands for the forward of a module of the chain: it gets our part of what is as long as the sequence."
     def __init__(self, sequences, module): self.sequences,self.forward = sequences,module.forward
@@ -191,8 +190,6 @@ class Sequences(Single):
         "Our part of all tensors in `tree` that are as long as the sequence."
         cut = lambda o: shard(o, self.at, self.n, self.dim) if torch.is_tensor(o) and o.ndim>self.dim and o.shape[self.dim]==self.length else o
         return tree_map(cut, tree)
-
-    def whole(self, tree): return tree
 
 # %% ../../nbs/ddp/07_sequences.ipynb #3edb4e3a
 def _attention(s, plain):
@@ -266,7 +263,7 @@ def forward(self:Sequences, model):
         return self.gathered(out, length)
     return through
 
-# %% ../../nbs/ddp/07_sequences.ipynb #ff6db3e9
+# %% ../../nbs/ddp/07_sequences.ipynb #e2e1bb11
 @patch
 def prepare(self:Sequences, trainer):
     "Before the model is wrapped: find a batch to look at it with."
@@ -300,20 +297,21 @@ def _check(self:Sequences, model, length):
             for p,t in own.items(): p.data = t+.1*torch.randn(t.shape, generator=noise).to(t) if t.is_floating_point() else t # what is multiplied by zero cannot be seen
             loss,_ = self.plain(whole := _Called(model), self.few)
             try:
-                with self.cut(length): mine,_ = self.plain(part := self._call(model, args), self.own(self.few))
+                with self.cut(length): mine,values = self.plain(part := self._call(model, args), self.own(self.few))
                 got = self.gathered(part.out, length)
                 if not all(map(_near, _tensors(got), _tensors(whole.out))): said = 'the outputs differ: perhaps positions are counted within the blocks, or attention is not F.scaled_dot_product_attention'
             except TrainerError: raise
             except (RuntimeError,ValueError,IndexError) as e: said = f'{type(e).__name__}: {str(e).splitlines()[0]}'
             if said is None:
-                together = self._add(mine.detach().clone(), self.group)/self.n
-                if not _near(together, loss): said = 'the loss is not the mean over positions'
+                weight = torch.as_tensor(values.get('count',1.), dtype=torch.float64, device=mine.device).reshape(())
+                both = self._add(torch.stack([torch.where(weight>0, mine.detach().double()*weight, 0.), weight]), self.group)
+                if not _near((both[0]/both[1]).to(loss.dtype), loss): said = 'the loss is not the mean over positions'
         finally:
             for p,t in own.items(): p.data = t
     if said: raise TrainerError(f'{type(model).__name__} is not the same with its sequence cut: {said}', 'Sequences', 'give blocks their positions as tensors, a target for each position, and loss= beside the model')
 
 @patch
-def make_step(self:Sequences, trainer, forward, model=None, optimizer=None, accumulate=1, no_sync=None, **options):
+def make_step(self:Sequences, trainer, forward, **options):
     "The trainer's step, of which each process does its positions; what is measured is the mean over them."
     def local(module, batch):
         drawn = torch.randint(1<<40,()).item() # the same on all processes of a sequence
@@ -324,7 +322,7 @@ def make_step(self:Sequences, trainer, forward, model=None, optimizer=None, accu
             torch.manual_seed(drawn)
             inside = lambda: torch.manual_seed(drawn+1+self.at) # dropout differs from part to part
             return forward(self._call(module, args, inside), self.own(batch))
-    step = make_step(local, model=model, optimizer=optimizer, accumulate=accumulate, no_sync=self.no_sync, **options | dict(parallel=_All(self)))
+    step = Single.make_step(self, trainer, local, **options | dict(parallel=_All(self)))
     def run(batch):
         with self.cut(): values = step(batch)
         table = torch.stack([torch.as_tensor(v, device=self.device).detach().double().reshape(()) for v in values.values()])
