@@ -4857,6 +4857,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlstack.trainer.step.Single.place': ('trainer/step.html#single.place', 'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.post': ('trainer/step.html#single.post', 'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.posted': ('trainer/step.html#single.posted', 'mlstack/trainer/step.py'),
+                                      'mlstack.trainer.step.Single.prepare': ( 'trainer/step.html#single.prepare',
+                                                                               'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.processes': ( 'trainer/step.html#single.processes',
                                                                                  'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.says': ('trainer/step.html#single.says', 'mlstack/trainer/step.py'),
