@@ -15,7 +15,7 @@ from torch import nn
 
 from mlstack import core, workers
 from mlstack.core import MlstackError, context
-from mlstack.ddp import launch, rendezvous
+from mlstack.ddp import launch, leave_group, rendezvous
 from mlstack.trainer import Callback, Data, Trainer
 from mlstack.trainer.checkpoints import Checkpoints
 from tests import house
@@ -220,6 +220,8 @@ def _pretend(env, timeout):
     try:
         launch(lambda: dist.all_reduce(torch.ones(1)), collective_timeout=timeout)
         dist.all_reduce(torch.ones(1))
+        leave_group()
+        assert launch(dist.get_rank) == list(range(context().world_size)) # and again
         return context().rank, context().world_size, os.environ['MASTER_PORT']
     except BaseException: sys.excepthook(*sys.exc_info())
 
@@ -421,7 +423,7 @@ def test_a_real_kernel(tmp_path):
         except Exception as e: print(type(e).__name__, e.what, 'def broken()' in e.remote)
     '''
     nb = new_notebook(cells=[new_code_cell(c) for c in textwrap.dedent(cells).split('----\n')])
-    client = NotebookClient(nb, timeout=200, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path))))
+    client = NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(tmp_path))))
     client.execute(env=house.environment())
     said = [''.join(o.get('text','') for o in c.outputs) for c in nb.cells]
     assert said[0] == 'from rank 0\n[6.0, 6.0]\n' and said[1] == 'from rank 0\n[12.0, 12.0]\n', nbformat.writes(nb)
