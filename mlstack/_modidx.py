@@ -4816,6 +4816,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlstack.trainer.step.Single.optimizer_state': ( 'trainer/step.html#single.optimizer_state',
                                                                                        'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.place': ('trainer/step.html#single.place', 'mlstack/trainer/step.py'),
+                                      'mlstack.trainer.step.Single.prepare': ( 'trainer/step.html#single.prepare',
+                                                                               'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.processes': ( 'trainer/step.html#single.processes',
                                                                                  'mlstack/trainer/step.py'),
                                       'mlstack.trainer.step.Single.share': ('trainer/step.html#single.share', 'mlstack/trainer/step.py'),

@@ -112,6 +112,7 @@ def setup(self:Trainer):
     self._ready() # precision, layout, threads
     p.broadcast(self.model)
     freeze(self.opt, self.model)
+    p.prepare(self)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
