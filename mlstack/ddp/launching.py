@@ -7,8 +7,8 @@ Distributed training is one program that runs several times at once, each copy w
 # %% auto #0
 __all__ = ['join_group', 'leave_group', 'launch']
 
-# %% ../../nbs/ddp/01_launching.ipynb #4a3d50c1
-import gc, os, re, socket, sys, tempfile
+# %% ../../nbs/ddp/01_launching.ipynb #2822442a
+import atexit, gc, os, re, socket, sys, tempfile, time
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .rendezvous import enter
 from .trouble import Seen, Watch, account, collectives, is_echo, ranks_in_words
 from ..hardware import threads as threads_for
 
-# %% ../../nbs/ddp/01_launching.ipynb #9d059af8
+# %% ../../nbs/ddp/01_launching.ipynb #820b19cc
 def _cards(local):
     "How many GPUs this machine has for its ranks, as far as this process is told."
     import torch
@@ -45,23 +45,36 @@ def join_group(
     backend = backend or ('nccl' if _cards(local)>=local else 'gloo')
     if backend=='nccl': _use_card(ctx.local_rank)
     if store or _is_this_machine(r.host): os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo' if os.path.exists('/sys/class/net/lo') else 'lo0')
-    met,watch = (None,None) if store else _met(r)
-    where = dict(init_method=f'file://{store}') if store else dict(store=dist.PrefixStore('group', met))
-    dist.init_process_group(backend, rank=ctx.rank, world_size=ctx.world_size, timeout=timedelta(seconds=timeout), **where)
+    met,watch = (dist.FileStore(store, ctx.world_size),None) if store else _met(r)
+    dist.init_process_group(backend, store=dist.PrefixStore('group', met), rank=ctx.rank, world_size=ctx.world_size, timeout=timedelta(seconds=timeout))
+    met.add('joined', 1)
+    _joined[:] = met,ctx.world_size
     if watch: watch.hook()
 
 def _is_this_machine(host):
     try: return socket.gethostbyname(host).startswith('127.')
     except OSError: return False
 
+_joined = [] # the store through which this process has joined, and how many do
+
+def _wait_for_the_last(patience=60.):
+    "Who leaves while another is still connecting to it tears that one's group."
+    if not _joined: return
+    (store,n),end = _joined,time.monotonic()+patience
+    _joined.clear()
+    try:
+        while store.add('joined', 0)<n and time.monotonic()<end: time.sleep(.005)
+    except RuntimeError: pass # the store went with rank 0, so all had come
+
 def leave_group():
-    "Leave the default process group."
+    "Leave the default process group, once all others have joined it."
     import torch.distributed as dist
     if not dist.is_initialized(): return
+    _wait_for_the_last()
     gc.collect() # a DDP module that outlives its group waits for threads that are gone
     dist.destroy_process_group()
 
-# %% ../../nbs/ddp/01_launching.ipynb #6eb912f8
+# %% ../../nbs/ddp/01_launching.ipynb #92a6b328
 def _store(r, patience):
     "A connection to the store of rank 0, or of torchrun's agent."
     import torch.distributed as dist
@@ -72,10 +85,19 @@ def _store(r, patience):
         if 'EADDRINUSE' in str(e) or 'in use' in str(e): raise MlstackError(f'port {r.port} is in use', f'MASTER_PORT, on {socket.gethostname()}', 'name another, the same on all ranks; or two processes have RANK=0') from None
         raise MlstackError(f'rank {r.rank} cannot reach rank 0: {str(e).splitlines()[0]}', f'{r.host} port {r.port}', 'look whether rank 0 is running and MASTER_ADDR and MASTER_PORT are the same on all ranks') from None
 
+_meeting = [] # the store of the launcher's ranks, what watches over them, and how many groups were made
+
 def _met(r, patience=600., every=30.):
-    "The store when all ranks have come to it, and what watches over them."
+    "The store when all ranks have come to it, with a part for each group that they make, and what watches over them."
+    import torch.distributed as dist
+    if not _meeting: _meeting[:] = *_come(r, patience, every),0
+    _meeting[2] += 1
+    return dist.PrefixStore(f'{_meeting[2]}', _meeting[0]),_meeting[1]
+
+def _come(r, patience, every):
     store,ears = _store(r, patience)
     watch = Watch(r.rank, r.world_size, store, ears) if r.world_size>1 else None
+    if watch: atexit.register(_wait_for_the_last) # before the watch is told that this rank is through
     where = f'rank {r.rank} on {socket.gethostname()}, by {r.by}'
     if store.add(f'here/{r.rank}', 1)>1: raise MlstackError(f'two processes are rank {r.rank}', where, 'give each its own number, or leave it to torchrun, srun or mpirun')
     if (first := int(store.compare_set('size', '', str(r.world_size))))!=r.world_size: raise MlstackError(f'this rank was told of {r.world_size} ranks, and others of {first}', where, 'set the same world size on all')
