@@ -219,7 +219,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #e2ce90f0
+# %% ../../nbs/hardware/03_dividing.ipynb #768172e9
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -232,7 +232,7 @@ def sizes_of(mesh) -> dict:
     "The five numbers of a mesh; what it does not name is 1."
     get = mesh.get if isinstance(mesh, dict) else lambda name,default: getattr(mesh, name, default)
     if isinstance(mesh, dict) and (other := set(mesh)-{*_dims,'microbatches'}): raise MlstackError(f'{sorted(other)} is no way to divide', 'mesh', f'use {", ".join(_dims)}')
-    found = {d: get(d,1) or 1 for d in _dims}
+    found = {d: 1 if get(d,None) is None else get(d,None) for d in _dims}
     for d,n in found.items():
         if not isinstance(n, int) or n<1: raise MlstackError(f'{d}={n!r}', 'mesh', 'give whole numbers from 1')
     return found
