@@ -8,7 +8,7 @@ Nobody lends you ten thousand GPUs to find out that a training does not scale. B
 __all__ = ['Link', 'links', 'Group', 'link', 'Topology', 'group', 'ring', 'tree', 'collective', 'measure', 'fit', 'buckets',
            'strides', 'Simulated', 'simulate', 'Meshes', 'best_mesh']
 
-# %% ../../nbs/ddp/08_simulation.ipynb #2b845dc5
+# %% ../../nbs/ddp/08_simulation.ipynb #f17f7db0
 from collections import namedtuple
 from functools import lru_cache
 from itertools import product
@@ -16,10 +16,10 @@ from math import ceil, log2
 import time
 from ..core import MlstackError
 from ..hardware.cards import card
-from ..hardware.dividing import Message, shares, sizes_of
+from ..hardware.dividing import shares, sizes_of
 from ..hardware.planning import _usable, _workspace
 
-# %% ../../nbs/ddp/08_simulation.ipynb #75e975bc
+# %% ../../nbs/ddp/08_simulation.ipynb #aa952f96
 Link = namedtuple('Link', 'bandwidth latency', defaults=(0.,)) # bytes a second in one direction, seconds to start
 
 _reached = 235/300 # NCCL's tuning.cc: of the A100's NVLink
@@ -64,7 +64,7 @@ class Topology:
         return Topology(gpus//per, per, self.intra, self.inter, self.gpu, self.start)
     def __repr__(self): return f'{self.nodes} x {self.gpus_per_node} {self.gpu.name if self.gpu else "processes"}, {self.intra.bandwidth/1e9:.3g} GB/s inside, {self.inter.bandwidth/1e9:.3g} GB/s a GPU between'
 
-# %% ../../nbs/ddp/08_simulation.ipynb #a7f176fe
+# %% ../../nbs/ddp/08_simulation.ipynb #262c7f15
 Group = namedtuple('Group', 'ranks nodes near') # ranks, boxes they lie in, ranks in one box
 
 def group(topology, ranks, stride=1):
@@ -106,7 +106,7 @@ def collective(
         return t.start + (g.near-1)*t.intra.latency + (ranks-g.near)*t.inter.latency + max(size*(g.near-1)/ranks/t.intra.bandwidth, size*away/t.inter.bandwidth)
     raise MlstackError(f'{kind!r} is not known', 'collective', 'use all_reduce, all_gather, reduce_scatter, all_to_all or send')
 
-# %% ../../nbs/ddp/08_simulation.ipynb #e64125aa
+# %% ../../nbs/ddp/08_simulation.ipynb #9bd31ffa
 def measure(
     sizes,      # bytes
     repeats=9   # all-reduces of each size, of which the median
@@ -142,7 +142,7 @@ def fit(
     (latency,each),*_ = np.linalg.lstsq(table, np.ones_like(sizes), rcond=None)
     return Link(1/max(each,1e-15), max(latency,0.))
 
-# %% ../../nbs/ddp/08_simulation.ipynb #ea01cb6a
+# %% ../../nbs/ddp/08_simulation.ipynb #61c0c4c2
 def buckets(size) -> list:
     "The messages in which DDP reduces gradients of so many bytes: one of 1 MiB first, then 25."
     first,each = 2**20,25*2**20
@@ -237,7 +237,7 @@ def simulate(
     if batch<sizes['dp']*sizes['shard']*microbatches: raise MlstackError(f'{batch:,} items are fewer than {sizes["dp"]*sizes["shard"]:,} data ranks with {microbatches} micro-batches', 'simulate', 'use a larger batch, or fewer data ranks')
     return Simulated(step, sizes, topology, batch, microbatches, overlap)
 
-# %% ../../nbs/ddp/08_simulation.ipynb #32982413
+# %% ../../nbs/ddp/08_simulation.ipynb #22757520
 def _powers(most): return [2**k for k in range(int(log2(most))+1)]
 
 def _meshes(topology, blocks):

@@ -7,14 +7,14 @@ A model that does not fit on one card is divided over several, and there are fiv
 # %% auto #0
 __all__ = ['Param', 'Message', 'Places', 'Profile', 'profile', 'sent', 'sizes_of', 'Share', 'RankPlan', 'of_a_rank']
 
-# %% ../../nbs/hardware/03_dividing.ipynb #4da5b2bd
+# %% ../../nbs/hardware/03_dividing.ipynb #5434aa1c
 from collections import namedtuple
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from math import ceil
 import torch
 from ..core import MlstackError
-from .planning import Ledger, Plan, _bytes, _cut, _recompute, _seconds, _step, _tensors, _usable, _workspace, plan, repeated_blocks, weightless
+from .planning import Ledger, Plan, _bytes, _cut, _recompute, _seconds, _step, _tensors, _usable, _workspace, repeated_blocks, weightless
 from torch.utils._pytree import tree_map_only
 
 # %% ../../nbs/hardware/03_dividing.ipynb #73d68d05
@@ -219,7 +219,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #e2ce90f0
+# %% ../../nbs/hardware/03_dividing.ipynb #b6da218d
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -232,7 +232,7 @@ def sizes_of(mesh) -> dict:
     "The five numbers of a mesh; what it does not name is 1."
     get = mesh.get if isinstance(mesh, dict) else lambda name,default: getattr(mesh, name, default)
     if isinstance(mesh, dict) and (other := set(mesh)-{*_dims,'microbatches'}): raise MlstackError(f'{sorted(other)} is no way to divide', 'mesh', f'use {", ".join(_dims)}')
-    found = {d: get(d,1) or 1 for d in _dims}
+    found = {d: 1 if get(d,None) is None else get(d,None) for d in _dims}
     for d,n in found.items():
         if not isinstance(n, int) or n<1: raise MlstackError(f'{d}={n!r}', 'mesh', 'give whole numbers from 1')
     return found
@@ -318,7 +318,7 @@ class Share:
         return sum(self._by_group(lambda ps: self._bytes([p for p in ps if len(p.shape)>1])).values())/max(self.profile._matrices, 1)
     def _gathered(self, phase, place):
         "Weights that are whole for a moment: the outer ones, this block and the next; and gradients on their way."
-        near,last = place+1 if phase=='forward' else place-1,self.profile.last
+        near = place+1 if phase=='forward' else place-1
         outer,here,near = self.whole[0],self.whole.get(place,0) if place else 0,self.whole.get(near,0) if near else 0
         return outer+here+near if phase=='forward' else 2*outer+2*here+near+(self.whole4.get(place,0) if place else 0)
 
