@@ -184,11 +184,11 @@ _process,_scope,_ctx_lock = None,ContextVar('mlstack_context'),threading.Lock()
 def _from_env(env):
     kw = {}
     for k,d in _fields.items():
-        v = env.get(f'MLSTACK_{k.upper()}')
-        if v is None and k in ('rank','local_rank','world_size') and 'RANK' in env and 'WORLD_SIZE' in env: v = env.get(k.upper()) # torchrun
-        if v is None: continue
+        name = f'MLSTACK_{k.upper()}'
+        if name not in env and k in ('rank','local_rank','world_size') and 'RANK' in env and 'WORLD_SIZE' in env: name = k.upper() # torchrun
+        if (v := env.get(name)) is None: continue
         try: kw[k] = type(d)(v)
-        except ValueError: raise MlstackError(f'{v!r} is not a whole number', f'variable MLSTACK_{k.upper()}', 'unset it; mlstack sets it itself') from None
+        except ValueError: raise MlstackError(f'{v!r} is not a whole number', f'variable {name}', 'unset it; mlstack or the launcher sets it itself') from None
     if not any(kw.get(k) for k in ('run','parent','sweep','trial','job')): # then these two are settings, which are read each time
         for k in ('runs','project'): kw.pop(k, None)
     return Context(**kw, stop=Stop())

@@ -7,7 +7,9 @@ did not run is a failure, unless it is one for gpu, multi_gpu, cloud or a probe.
 import os, tempfile
 import pytest
 from tests import house
+from tests.slurm import Slurm, probe as slurm_probe, programs as slurm_programs
 
+house.probes['slurm'] = slurm_probe
 ci = os.environ.get('CI', '').lower() in ('1', 'true', 'yes')
 may_be_missing = ('gpu', 'multi_gpu', 'cloud', 'probe')
 not_run = {}  # kind -> [(test, why)]
@@ -39,6 +41,9 @@ def _lacks(item):
 def pytest_collection_modifyitems(items):
     for o in items:
         if 'chromium' in getattr(o, 'fixturenames', ()): o.add_marker(pytest.mark.server('chromium', 'chromedriver'))
+        if 'slurm' in getattr(o, 'fixturenames', ()):
+            o.add_marker(pytest.mark.server(*slurm_programs))
+            o.add_marker(pytest.mark.probe('slurm'))
 
 def pytest_runtest_setup(item):
     if lack := _lacks(item):
@@ -100,3 +105,8 @@ def chromium():
     yield start
     for d in opened: d.quit()
     for p in profiles: shutil.rmtree(p, ignore_errors=True)
+
+@pytest.fixture(scope='session')
+def slurm():
+    "A SLURM of two nodes with four cores each, for the session."
+    with Slurm(nodes=2, cpus=4) as cluster: yield cluster

@@ -285,10 +285,10 @@ def test_a_pool_outlives_its_server(tmp_path):
             busy = [pool.submit(time.sleep, 60) for _ in range(2)]
             while not all(t.pid for t in busy): time.sleep(.01)
             os.kill(workers._mine[2].pid, signal.SIGKILL)
-            print([(t.wait(30), t.state) for t in busy])
-            print([pool.submit(lambda: 5).result(30) for _ in range(3)])
+            print([(t.wait(100), t.state) for t in busy])
+            print([pool.submit(lambda: 5).result(100) for _ in range(3)])
     ''')
-    out,err = p.communicate(timeout=120)
+    out,err = p.communicate(timeout=400)
     assert out.splitlines() == ["[(True, 'died'), (True, 'died')]", '[5, 5, 5]'], err
 
 

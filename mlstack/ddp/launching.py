@@ -1,4 +1,4 @@
-"""`launch` calls one function on every rank: from a notebook cell, a script, or under torchrun, where it notices that it is a rank already.
+"""`launch` calls one function on every rank: from a notebook cell, a script, or under torchrun, `srun` and `mpirun`, where it notices that it is a rank already.
 
 Distributed training is one program that runs several times at once, each copy with a *rank*. What makes it hard from a notebook is not the training but the start: fork after CUDA or OpenMP has run breaks, spawn cannot find a function of a cell, and every process pays for `import torch`. Starting is the business of `mlstack.workers`; this room adds what ranks need: a process group, one device and a fair share of the cores each, and starting again when one of them dies."""
 
@@ -7,59 +7,168 @@ Distributed training is one program that runs several times at once, each copy w
 # %% auto #0
 __all__ = ['join_group', 'leave_group', 'launch']
 
-# %% ../../nbs/ddp/01_launching.ipynb #15dbffc8
-import gc, os, tempfile
+# %% ../../nbs/ddp/01_launching.ipynb #2822442a
+import atexit, gc, os, re, socket, sys, tempfile, time
 from datetime import timedelta
 from pathlib import Path
 
 from .. import workers
-from ..core import MlstackError, context, new_id
+from ..core import MlstackError, context, new_id, use
+from .rendezvous import enter
+from .trouble import Seen, Watch, account, collectives, is_echo, ranks_in_words
 from ..hardware import threads as threads_for
 
-# %% ../../nbs/ddp/01_launching.ipynb #ea80c6e6
-def _backend(nprocs):
+# %% ../../nbs/ddp/01_launching.ipynb #820b19cc
+def _cards(local):
+    "How many GPUs this machine has for its ranks, as far as this process is told."
     import torch
-    return 'nccl' if torch.cuda.is_available() and torch.cuda.device_count() >= nprocs else 'gloo'
+    if not torch.cuda.is_available(): return 0
+    given = os.environ.get('SLURM_GPUS_ON_NODE','') # srun may show each rank only its own
+    return max(torch.cuda.device_count(), int(given) if given.isdigit() else 0)
+
+def _use_card(local_rank):
+    import torch
+    torch.cuda.set_device(local_rank if local_rank<torch.cuda.device_count() else 0) # one is seen: it is this rank's own
 
 def join_group(
-    store=None,   # file for the rendezvous; None: the `MASTER_ADDR` of torchrun
+    store=None,   # file for the rendezvous; None: as the launcher says
     backend=None, # nccl or gloo; None: nccl where each rank has a GPU
     timeout=1800. # seconds a collective may wait for the others
 ):
     "Make this process a member of the default process group, with its device chosen; does nothing where it is one."
-    import torch, torch.distributed as dist
+    import torch.distributed as dist
+    r = enter() if store is None else None
     if dist.is_initialized(): return
+    if store is None and r is None: raise MlstackError('no other rank can be found from here', do='start through `mlstack.ddp.launch(fn, nprocs=2)`, or run the script with torchrun, srun or mpirun')
     ctx = context()
-    backend = backend or _backend(int(os.environ.get('LOCAL_WORLD_SIZE', ctx.world_size)))
-    if backend == 'nccl': torch.cuda.set_device(ctx.local_rank)
-    if store is None and 'MASTER_ADDR' not in os.environ:
-        raise MlstackError('no other rank can be found from here', do='start through `mlstack.ddp.launch(fn, nprocs=2)`, or run the script with torchrun')
-    if store: os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo' if os.path.exists('/sys/class/net/lo') else 'lo0')
-    dist.init_process_group(backend, init_method=f'file://{store}' if store else 'env://', rank=ctx.rank, world_size=ctx.world_size, timeout=timedelta(seconds=timeout))
+    local = int(os.environ.get('LOCAL_WORLD_SIZE', ctx.world_size))
+    backend = backend or ('nccl' if _cards(local)>=local else 'gloo')
+    if backend=='nccl': _use_card(ctx.local_rank)
+    if store or _is_this_machine(r.host): os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo' if os.path.exists('/sys/class/net/lo') else 'lo0')
+    met,watch = (dist.FileStore(store, ctx.world_size),None) if store else _met(r)
+    dist.init_process_group(backend, store=dist.PrefixStore('group', met), rank=ctx.rank, world_size=ctx.world_size, timeout=timedelta(seconds=timeout))
+    met.add('joined', 1)
+    _joined[:] = met,ctx.world_size
+    if watch: watch.hook()
+
+def _is_this_machine(host):
+    try: return socket.gethostbyname(host).startswith('127.')
+    except OSError: return False
+
+_joined = [] # the store through which this process has joined, and how many do
+
+def _wait_for_the_last(patience=60.):
+    "Who leaves while another is still connecting to it tears that one's group."
+    if not _joined: return
+    (store,n),end = _joined,time.monotonic()+patience
+    _joined.clear()
+    try:
+        while store.add('joined', 0)<n and time.monotonic()<end: time.sleep(.005)
+    except RuntimeError: pass # the store went with rank 0, so all had come
 
 def leave_group():
-    "Leave the default process group."
+    "Leave the default process group, once all others have joined it."
     import torch.distributed as dist
     if not dist.is_initialized(): return
+    _wait_for_the_last()
     gc.collect() # a DDP module that outlives its group waits for threads that are gone
     dist.destroy_process_group()
 
-# %% ../../nbs/ddp/01_launching.ipynb #91b5af6d
-def _rank(fn, args, kwargs, store, backend, timeout):
-    join_group(store, backend, timeout)
-    value = fn(*args, **kwargs)
-    leave_group()
-    return value
-
-def _here(fn, args, kwargs, backend, timeout):
-    "This process is a rank already (torchrun): run, and give every rank all results."
+# %% ../../nbs/ddp/01_launching.ipynb #92a6b328
+def _store(r, patience):
+    "A connection to the store of rank 0, or of torchrun's agent."
     import torch.distributed as dist
+    agent = os.environ.get('TORCHELASTIC_USE_AGENT_STORE')=='True'
+    def connect(serve): return dist.PrefixStore(f'mlstack/{r.attempt}', dist.TCPStore(r.host, r.port, None, serve, timedelta(seconds=patience), wait_for_workers=False))
+    try: return connect(r.rank==0 and not agent),connect(False)
+    except RuntimeError as e:
+        if 'EADDRINUSE' in str(e) or 'in use' in str(e): raise MlstackError(f'port {r.port} is in use', f'MASTER_PORT, on {socket.gethostname()}', 'name another, the same on all ranks; or two processes have RANK=0') from None
+        raise MlstackError(f'rank {r.rank} cannot reach rank 0: {str(e).splitlines()[0]}', f'{r.host} port {r.port}', 'look whether rank 0 is running and MASTER_ADDR and MASTER_PORT are the same on all ranks') from None
+
+_meeting = [] # the store of the launcher's ranks, what watches over them, and how many groups were made
+
+def _met(r, patience=600., every=30.):
+    "The store when all ranks have come to it, with a part for each group that they make, and what watches over them."
+    import torch.distributed as dist
+    if not _meeting: _meeting[:] = *_come(r, patience, every),0
+    _meeting[2] += 1
+    return dist.PrefixStore(f'{_meeting[2]}', _meeting[0]),_meeting[1]
+
+def _come(r, patience, every):
+    store,ears = _store(r, patience)
+    watch = Watch(r.rank, r.world_size, store, ears) if r.world_size>1 else None
+    if watch: atexit.register(_wait_for_the_last) # before the watch is told that this rank is through
+    where = f'rank {r.rank} on {socket.gethostname()}, by {r.by}'
+    if store.add(f'here/{r.rank}', 1)>1: raise MlstackError(f'two processes are rank {r.rank}', where, 'give each its own number, or leave it to torchrun, srun or mpirun')
+    if (first := int(store.compare_set('size', '', str(r.world_size))))!=r.world_size: raise MlstackError(f'this rank was told of {r.world_size} ranks, and others of {first}', where, 'set the same world size on all')
+    missing,waited = range(r.world_size),0.
+    while missing := [i for i in missing if not store.check([f'here/{i}'])]:
+        if waited>=patience: raise MlstackError(f'{ranks_in_words(missing)} of {r.world_size} did not come within {patience:.0f} s', where, 'look at what they have printed, and whether they can reach this host')
+        if waited and r.rank==0: print(f'waiting for {ranks_in_words(missing)} of {r.world_size} since {waited:.0f} s', flush=True)
+        try: store.wait([f'here/{i}' for i in missing], timedelta(seconds=every))
+        except RuntimeError: waited += every
+    return store,watch
+
+# %% ../../nbs/ddp/01_launching.ipynb #af4d3fa5
+class _Rank:
+    "What a worker calls: the function, as a member of the group."
+    def __init__(self, fn, *group): self.__wrapped__,self.group = fn,group
+    def __call__(self, *args, **kwargs):
+        if collectives not in workers.tell: workers.tell.append(collectives)
+        join_group(*self.group)
+        value = self.__wrapped__(*args, **kwargs)
+        leave_group()
+        return value
+
+def _here(fn, args, kwargs, backend, timeout, nprocs, threads):
+    "This process is a rank already: run, and give every rank all results."
+    import torch, torch.distributed as dist
     join_group(None, backend, timeout)
-    value,results = fn(*args, **kwargs),[None]*dist.get_world_size()
+    ctx,n = context(),dist.get_world_size()
+    if nprocs not in (None,n) and dist.get_rank()==0: print(f'launch: nprocs={nprocs} was asked for, and {n} rank{"s are" if n>1 else " is"} here', file=sys.stderr)
+    if ctx.link is None and (threads or 'OMP_NUM_THREADS' not in os.environ): torch.set_num_threads(threads or threads_for(per=int(os.environ.get('LOCAL_WORLD_SIZE',n))))
+    one = [ctx.run or new_id()] # ranks that open a run open the same one
+    if not ctx.run: dist.broadcast_object_list(one)
+    with use(run=one[0], stop=ctx.stop): value,results = fn(*args, **kwargs),[None]*n
     dist.all_gather_object(results, value)
     return results
 
-# %% ../../nbs/ddp/01_launching.ipynb #f9022cc2
+# %% ../../nbs/ddp/01_launching.ipynb #e7524285
+_memory = re.compile(r"OutOfMemoryError|\bMemoryError|can't allocate memory|CUDA out of memory")
+
+def _advice(e):
+    "What to do about a rank that ran out of memory."
+    if _memory.search(f'{e.what} {type(e.__cause__).__name__}'): return 'give it less to hold: a smaller batch_size with accumulate=, checkpoint_activations(model), parallel="fsdp", or fewer ranks on this machine'
+    return e.do
+
+def _report(pool, tasks, e):
+    "The failure of a worker as that of a rank, with what the others were doing where that is the question."
+    late = isinstance(e, workers.WorkerTimeout)
+    e.what = re.sub(r'^worker(s?) ', r'rank\1 ', e.what)
+    e.where,e.do = ', '.join(filter(None, (e.where, f'on {socket.gethostname()}'))),_advice(e)
+    if not late and not is_echo(e): return e
+    states,looks = {r: dict(done='returned', died='gone').get(t.state, t.state) for r,t in enumerate(tasks)},pool.look(.7)
+    def seen(r, state):
+        stack,told = looks.get(r, ('',[]))
+        if state=='failed': stack = re.sub(r'\n(?! ).*', '', getattr(tasks[r].error,'remote','').partition('\n')[2]) # the frames of its traceback
+        return Seen('silent' if state=='running' and not stack else state, stack, () if state=='gone' else told[0] if told else ())
+    headline,text = account({r: seen(r,s) for r,s in states.items()})
+    if headline: e.what = f'{e.what}: {headline}' if late or e.exitcode is not None else headline
+    e.remote = text + ('' if late else f'\n\n{e.remote}')
+    return e
+
+# %% ../../nbs/ddp/01_launching.ipynb #9f5b8b52
+def _check(nprocs, backend, max_restarts):
+    "Refuse what cannot be started."
+    for name,n,least in (('nprocs',nprocs,1),('max_restarts',max_restarts,0)):
+        if isinstance(n,bool) or not isinstance(n,int) or n<least: raise MlstackError(f'{name}={n!r}', 'launch', f'give a whole number of {least} or more')
+    if backend=='nccl' and (cards := _cards(nprocs))<nprocs: raise MlstackError(f'{nprocs} ranks with NCCL, and {cards or "no"} GPU{"s" if cards!=1 else ""} here', 'launch(backend="nccl")', f'ask for nprocs={cards}, or backend="gloo"' if cards else 'use backend="gloo"')
+
+def _is_rank():
+    "Whether this process is one of several already."
+    dist = sys.modules.get('torch.distributed')
+    return context().world_size>1 or enter() is not None or (dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size()>1)
+
 def launch(
     fn, *args,      # called on every rank, by value
     nprocs=None,    # ranks; default: GPUs here, or 2 on a CPU
@@ -72,23 +181,23 @@ def launch(
     env=None,       # variables for the ranks
     **kwargs
 ) -> list: # results by rank
-    "Call `fn(*args, **kwargs)` on `nprocs` ranks of one process group. The first failing rank's traceback is raised; under torchrun, or inside a rank, it simply runs."
-    ctx = context()
-    if ctx.world_size > 1: return _here(fn, args, kwargs, backend, collective_timeout)
-    nprocs,one = nprocs or _default_nprocs(),ctx.run or new_id() # ranks that open a run open the same one
-    if nprocs < 1: raise MlstackError(f'nprocs={nprocs}', 'launch', 'ask for one rank or more')
+    "Call `fn(*args, **kwargs)` on `nprocs` ranks of one process group. The first failing rank's traceback is raised; where this process is a rank already, it simply runs."
+    if _is_rank(): return _here(fn, args, kwargs, backend, collective_timeout, nprocs, threads)
+    ctx,nprocs = context(),_default_nprocs() if nprocs is None else nprocs
+    _check(nprocs, backend, max_restarts)
+    one = ctx.run or new_id() # ranks that open a run open the same one
     with tempfile.TemporaryDirectory(prefix='mlstack-launch-') as tmp:
         keep = ctx.checkpoints or (f'{tmp}/checkpoints' if max_restarts else '')
         for attempt in range(max_restarts+1):
             contexts = [dict(run=one, rank=r, local_rank=r, world_size=nprocs, attempt=ctx.attempt+attempt, checkpoints=keep) for r in range(nprocs)]
             envs = [dict(env or {}, RANK=r, LOCAL_RANK=r, WORLD_SIZE=nprocs, LOCAL_WORLD_SIZE=nprocs) for r in range(nprocs)]
             try:
-                return workers.run(_rank, fn, args, kwargs, str(Path(tmp,f'store-{attempt}')), backend, collective_timeout, nprocs=nprocs,
-                    timeout=timeout, threads=threads or threads_for(per=nprocs), env=envs, contexts=contexts, output=output)
+                return workers.run(_Rank(fn, str(Path(tmp,f'store-{attempt}')), backend, collective_timeout), *args, nprocs=nprocs, timeout=timeout, threads=threads or threads_for(per=nprocs),
+                    env=envs, contexts=contexts, output=output, echo=is_echo, report=_report, grace=.5, **kwargs)
             except workers.WorkerTimeout: raise
             except workers.WorkerError as e:
                 if attempt == max_restarts: raise
-                print(f'rank {e.index}: {e.what}; all {nprocs} ranks start again ({attempt+1} of {max_restarts})', flush=True)
+                print(f'{e.what}; all {nprocs} ranks start again ({attempt+1} of {max_restarts})', flush=True)
 
 def _default_nprocs():
     import torch

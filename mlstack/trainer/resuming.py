@@ -161,8 +161,8 @@ def _adapt(self:Resuming, then, seed, processes):
     self._differs = _compare(then, now)
     if seed!=self.seed and not self._drawn: self._differs.append(f'seed {seed} of the checkpoint is used, not {self.seed}')
     known = {k for k in ('batch_size','items','batches','accumulate') if None not in (then.get(k),now[k]) and then[k]!=now[k]}
-    if processes!=self.parallel.world_size: self.at = self.at*processes//self.parallel.world_size # the global order is the same
-    if 'batch_size' in known: self.at = self.at*then['batch_size']//now['batch_size']
+    size = (then['batch_size'],now['batch_size']) if 'batch_size' in known else (1,1)
+    self.at = self.at*processes*size[0]//(self.parallel.world_size*size[1]) # the global order is the same; rounded once
     if (known or processes!=self.parallel.world_size) and self.data is not None and (an_epoch := self.steps_an_epoch()):
         f,rest = self._fit,math.ceil(max(now['batches']-self.at, 0)/self.accumulate)
         f['shift'] = self.step+rest-f['step']+f['at']//self.accumulate - (self.epoch+1-f['epoch'])*an_epoch # so that epochs end as epochs
