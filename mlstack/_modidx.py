@@ -160,7 +160,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlstack/ddp/horovod.py'),
                                      'mlstack.ddp.horovod._all': ('ddp/horovod.html#_all', 'mlstack/ddp/horovod.py'),
                                      'mlstack.ddp.horovod._allreduce': ('ddp/horovod.html#_allreduce', 'mlstack/ddp/horovod.py'),
-                                     'mlstack.ddp.horovod._alone': ('ddp/horovod.html#_alone', 'mlstack/ddp/horovod.py'),
                                      'mlstack.ddp.horovod._before_step': ('ddp/horovod.html#_before_step', 'mlstack/ddp/horovod.py'),
                                      'mlstack.ddp.horovod._buckets': ('ddp/horovod.html#_buckets', 'mlstack/ddp/horovod.py'),
                                      'mlstack.ddp.horovod._carried': ('ddp/horovod.html#_carried', 'mlstack/ddp/horovod.py'),

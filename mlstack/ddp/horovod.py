@@ -22,15 +22,16 @@ __all__ = ['Average', 'Sum', 'Adasum', 'Min', 'Max', 'Product', 'global_process_
            'broadcast_object', 'allgather_object', 'broadcast_parameters', 'broadcast_optimizer_state',
            'DistributedOptimizer', 'join', 'run']
 
-# %% ../../nbs/ddp/09_horovod.ipynb #d9865345
+# %% ../../nbs/ddp/09_horovod.ipynb #6f4266d6
 import os, warnings, weakref
 from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from ..core import MlstackError, context
 from .launching import join_group, launch, leave_group
+from .rendezvous import find
 
-# %% ../../nbs/ddp/09_horovod.ipynb #596dccd7
+# %% ../../nbs/ddp/09_horovod.ipynb #318b497e
 class HorovodInternalError(MlstackError, RuntimeError): "What Horovod raises when a collective fails."
 class HorovodError(MlstackError, ValueError): "A Horovod call that cannot be done, or not in this way."
 
@@ -42,14 +43,12 @@ def _group():
     if not dist.is_initialized(): raise HorovodError('Horovod has not been initialized', do='call hvd.init() first')
     return dist.group.WORLD
 
-def _alone(): return context().world_size == 1 and not {'MASTER_ADDR', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK', 'PMI_RANK'} & set(os.environ)
-
 def init(comm=None, process_sets=None):
     "Join the other ranks; does nothing where `launch` has done so."
     global _joined
     if comm is not None: raise HorovodError('hvd.init(comm=…) takes a communicator of MPI, and there is no MPI here', do='start fewer processes, or use a ProcessSet of ranks')
     if not dist.is_initialized():
-        if _alone(): dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+        if context().link is None and find() is None: dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
         else: join_group()
         _joined = True
     global_process_set.ranks = list(range(dist.get_world_size()))

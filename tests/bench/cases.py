@@ -1,4 +1,5 @@
 "The cases, by name."
+from importlib.util import find_spec
 from tests.bench.harness import Case, Row
 
 def of_trainers(script):
@@ -144,4 +145,67 @@ def scaling():
         figures=dict(step=('step', 'ms'), throughput=('items', '/s'), predicted=('foretold', 'ms'), hidden=('foretold, hidden', 'ms'), error=('error', '%'), sizes=('sizes off by', '%'), bandwidth=('link', 'MB/s'), latency=('start', 'µs')),
         rows={f'{n} process{"es"*(n>1)}': Row('project', 'scaling.py', [str(n)], ['mlstack', 'torch']) for n in (1, 2, 4)})
 
-cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, gpu=gpu, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, scaling=scaling, imports=imports)
+def ranks():
+    row = lambda env, who, *packages, n=2: Row(env, 'ranks.py', [who, '--ranks', str(n)], [*packages, 'torch'])
+    return Case('ranks', 'A training step on two processes', repeats=3, warm=False,
+        how='MLP 512-512-512-10, batch 64 on each process, AdamW (not fused), batches ready in memory, gloo on this machine, one thread of torch a process. Speed: steps a second over those of DistributedDataParallel in a loop by hand (static graph, gradients as views of the buckets), '
+            'fits of the two taking turns in the same processes, the median chunk of 16 steps, six turns; CPU: the same for the time of rank 0\'s process. Raw DDP against itself says how far that can be trusted. '
+            'Calls: Python and C calls of a step on rank 0 beyond those of that loop. Collectives: operations of the process group a step, beyond the two of that loop, one for each bucket of gradients; both are the difference between a fit of 120 steps and one of 20, and do not depend on the machine. '
+            'mlstack sends one every 16 steps, the losses of the history, with which the ranks also agree whether to stop; Lightning broadcasts in every batch whether rank 0 got a signal. Logs, bars and checkpoints off.',
+        figures=dict(calls=('calls beyond raw DDP', ''), collectives=('collectives beyond raw DDP', ''), speed=('speed, raw DDP = 1', ''), cpu=('CPU, raw DDP = 1', '')),
+        rows={'raw DDP': row('project', 'raw'), 'mlstack': row('project', 'mlstack', 'mlstack'), 'Accelerate': row('accelerate', 'accelerate', 'accelerate'), 'Fabric': row('lightning', 'fabric', 'pytorch-lightning'), 'Lightning': row('lightning', 'lightning', 'pytorch-lightning'),
+            'raw DDP, 4 processes': row('project', 'raw', n=4), 'mlstack, 4 processes': row('project', 'mlstack', 'mlstack', n=4)})
+
+def launches():
+    row = lambda env, who, *packages: Row(env, 'launches.py', [who], [*packages, 'torch'])
+    return Case('launches', 'Starting two ranks, again', repeats=3, warm=False,
+        how='A process that has imported torch and computed with it, as a notebook has, calls a function on two ranks of a gloo group three times over; the function adds one number up over the ranks. Wall time of the first call and of the third, processes, group and all. '
+            'torch.multiprocessing.spawn and Accelerate\'s debug_launcher (what notebook_launcher does on a CPU) return no results; torchrun is a command, so it runs a script; concurrent.futures: a new ProcessPoolExecutor each time, forkserver with torch preloaded.',
+        figures=dict(first=('first call', 's'), again=('third call', 's')),
+        rows={'mlstack': row('project', 'mlstack', 'mlstack'), 'concurrent.futures, forkserver': row('project', 'futures'), 'torch.multiprocessing.spawn': row('project', 'spawn'), 'torchrun': row('project', 'torchrun'), 'Accelerate': row('accelerate', 'accelerate', 'accelerate')})
+
+def failing():
+    row = lambda env, who, tries, *packages: Row(env, 'failing.py', [who, '--tries', str(tries)], [*packages, 'torch'])
+    return Case('failing', 'A rank that fails, seen by the caller', repeats=1, warm=False, timeout=900,
+        how='One of two ranks fails at a random moment while the other waits for it in a collective, in turns by an exception, by asking for more memory than there is, by os._exit, by SIGKILL, by a segmentation fault and by sys.exit. Wall time from the moment before it fails to the moment after the caller knows, for 100 tries (the peers: 6, one of each). '
+            'Left: processes that run at that moment, of the two ranks and of one that each had started, out of four a try.',
+        figures=dict(tries=('tries', ''), left=('processes left', ''), seconds=('median', 's'), p95=('95 of 100', 's'), most=('longest', 's')),
+        rows={'mlstack': row('project', 'mlstack', 100, 'mlstack'), 'torch.multiprocessing.spawn': row('project', 'spawn', 6), 'torchrun': row('project', 'torchrun', 6)})
+
+def killed():
+    names = {'tensors': 'dropout', 'two batches an update': 'accumulation', 'a DataLoader that draws random numbers': 'augmentation', 'one checkpoint an epoch': 'once an epoch'}
+    return Case('killed', 'Ranks that are killed and start again', repeats=1, warm=False, timeout=900,
+        how='launch(..., nprocs=2, max_restarts=20): 8 epochs of 16 steps each on two ranks, with dropout, batch normalisation, a schedule, clipping and an average of the weights. 20 times one of the ranks, by chance, is killed (SIGKILL) at a random moment: while it starts, trains, saves or validates; all start again from the newest whole checkpoint. '
+            'Equal: all losses, all rows of the history, the final weights and the averaged ones of every rank are bit for bit those of a fit that nobody killed. A checkpoint every 3 steps; in the last row what fit does by itself, one an epoch. Done again: the most steps that one kill cost.',
+        figures=dict(total=('killed', ''), equal=('equal', ''), again=('steps done again, at most', ''), interval=('steps between checkpoints', '')),
+        rows={f'mlstack, {k}': Row('project', 'killed.py', ['--rows', v], ['mlstack', 'torch']) for k, v in names.items()})
+
+def evaluation():
+    row = lambda env, who, *packages: Row(env, 'evaluation.py', [who], [*packages, 'torch'])
+    return Case('evaluation', '101 items validated on two ranks', repeats=1, warm=False,
+        how='Every item bears its number; the model notes what it is given in evaluation. Seen: items over both ranks; twice: those of them that had been seen; the errors are those of the reported loss and accuracy against one process, in float64. '
+            'By hand: DistributedSampler, sums added up; Lightning: validate with ddp and self.log(sync_dist=True); Accelerate: sums reduced, and with gather_for_metrics, as its documentation says.',
+        figures=dict(seen=('items seen', ''), twice=('twice', ''), missing=('never', ''), loss_error=('error of the loss', ''), acc_error=('error of the accuracy', '')),
+        rows={'mlstack': row('project', 'mlstack', 'mlstack'), 'DistributedSampler, by hand': row('project', 'sampler'), 'Lightning': row('lightning', 'lightning', 'pytorch-lightning'), 'Accelerate': row('accelerate', 'accelerate', 'accelerate'), 'Accelerate, gather_for_metrics': row('accelerate', 'gathered', 'accelerate')})
+
+def checkpointing():
+    row = lambda how: Row('project', 'checkpointing.py', [how], ['mlstack', 'torch'])
+    return Case('checkpointing', 'Memory of a step without its activations', repeats=1, warm=False,
+        how='Two steps of a GPT of 12 blocks with fused AdamW in float32, in a process of its own. Without a GPU: width 256, 8 sequences of 256 tokens; the peak of what the process holds (resident, memory let go is given back at once) beyond what it held before the model was made. On a GPU: width 768, 16 sequences of 1,024; the peak of torch\'s allocator. '
+            'Predicted: what hardware.plan says before anything runs, less the workspace of cuBLAS. A step: CPU time.',
+        figures=dict(measured=('measured', 'MiB'), predicted=('predicted', 'MiB'), error=('error', '%'), step=('a step', 's')),
+        rows={'activations kept': row('plain'), 'mlstack, computed again': row('recompute'), 'mlstack, on disk': row('disk')})
+
+def equality():
+    there = lambda room: find_spec(f'mlstack.ddp.{room}') is not None
+    row = lambda *args: Row('project', 'equality.py', list(args), ['mlstack', 'torch'])
+    rows = {'raw DDP, by hand': row('raw'), 'mlstack, ddp': row('ddp'), 'mlstack, ddp, uneven': row('ddp', '--items', '103'), 'mlstack, ddp, accumulated and clipped': row('ddp', '--accumulate', '2', '--clip', '.5'), 'mlstack, ddp, 4 processes': row('ddp', '--ranks', '4')}
+    if there('sharding'): rows |= {'mlstack, fsdp': row('fsdp'), 'mlstack, fsdp, uneven': row('fsdp', '--items', '103'), 'mlstack, fsdp, accumulated and clipped': row('fsdp', '--accumulate', '2', '--clip', '.5')}
+    if there('meshes'): rows |= {'mlstack, tp 2': row('Mesh(tp=2)'), 'mlstack, dp 2 x tp 2': row('Mesh(dp=2, tp=2)', '--ranks', '4'), 'mlstack, shard 2 x tp 2': row('Mesh(shard=2, tp=2)', '--ranks', '4')}
+    if there('meshes') and there('stages'): rows |= {'mlstack, pp 2': row('Mesh(pp=2)'), 'mlstack, dp 2 x pp 2': row('Mesh(dp=2, pp=2)', '--ranks', '4')}
+    if there('meshes') and there('sequences'): rows |= {'mlstack, cp 2': row('Mesh(cp=2)')}
+    return Case('equality', 'Several processes against one', repeats=1, warm=False,
+        how='A GPT of 4 blocks in float32, SGD with momentum, 4 epochs of 96 sequences in global batches of 12 (uneven: 103, so that the last batch has 7), gloo. The largest difference between any parameter of the trained model and that of one process with the same global batch, between the losses of any step, and between the losses of the validation of 13 sequences.',
+        figures=dict(steps=('steps', ''), weights=('parameters', ''), loss=('loss of a step', ''), valid=('validation', '')), rows=rows)
+
+cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, gpu=gpu, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, scaling=scaling, imports=imports, equality=equality, ranks=ranks, evaluation=evaluation, launches=launches, failing=failing, killed=killed, checkpointing=checkpointing)

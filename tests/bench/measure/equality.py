@@ -43,17 +43,17 @@ def fit(parallel, ranks, items, accumulate, clip):
     torch.manual_seed(1)
     if parallel == 'raw': return by_hand(items)
     if parallel and '(' in parallel:
-        from mlstack import ddp
-        parallel = eval(parallel, {k: getattr(ddp, k) for k in dir(ddp)})
-    shares = 1 if parallel is None else ranks
+        from mlstack.ddp.meshes import Mesh
+        parallel = eval(parallel, dict(Mesh=Mesh))
     t = Trainer(GPT(), None, loss=loss, opt=momentum, lr=.1, accumulate=accumulate, clip=clip, parallel=parallel)
     shares = t.parallel.world_size
-    t = Trainer(GPT(), Data.from_tensors(*tensors(items), batch_size=size//shares//accumulate), loss=loss, opt=momentum, lr=.1, accumulate=accumulate, clip=clip, parallel=t.parallel)
+    t = Trainer(GPT(), Data.from_tensors(*tensors(items), batch_size=size//shares//accumulate, drop_last=False), loss=loss, opt=momentum, lr=.1, accumulate=accumulate, clip=clip, parallel=t.parallel)
     torch.manual_seed(1)
     t.model.load_state_dict(GPT().state_dict())
     t.fit(epochs=4)
     losses, found = t.history.steps()[1], t.validate()['val_loss']
-    return {k: v.clone() for k, v in t.parallel.model_state(t.model).items()}, losses, found
+    state = t.parallel.model_state(t.model)  # together; only the main process gets all of it
+    return {k: v.clone() for k, v in state.items()} if t.parallel.main else None, losses, found
 
 def by_hand(items):
     import torch.distributed as dist
@@ -61,7 +61,7 @@ def by_hand(items):
     rank, n = dist.get_rank(), dist.get_world_size()
     model = GPT()
     ddp, (train, valid) = nn.parallel.DistributedDataParallel(model), tensors(items)
-    data, opt, losses = Data.from_tensors(train, valid, batch_size=size//n), momentum(model.parameters(), .1), []
+    data, opt, losses = Data.from_tensors(train, valid, batch_size=size//n, drop_last=False), momentum(model.parameters(), .1), []
     for epoch in range(4):
         for x, y in data.train.train(0, epoch, 0, rank, n):
             value = loss(ddp(x), y)

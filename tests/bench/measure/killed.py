@@ -95,4 +95,4 @@ if __name__ == '__main__':
         results, kills, again = fit(row, args.kills, rng, longest, straight[0][1][0][-1])
         found[row] = dict(kills=kills, equal=all(same(a, b) for a, b in zip(straight, results)), attempts=results[0][0] + 1, steps_again=again, steps=straight[0][1][0][-1])
     os.dup2(out, 1)
-    print(json.dumps(dict(total=sum(r['kills'] for r in found.values()), equal=sum(r['kills']*r['equal'] for r in found.values()), again=max(r['steps_again'] for k, r in found.items() if rows[k][2]), torch=torch.__version__, rows=found)))
+    print(json.dumps(dict(total=sum(r['kills'] for r in found.values()), equal=sum(r['kills']*r['equal'] for r in found.values()), again=max(r['steps_again'] for r in found.values()), interval=min(rows[k][2] or items//size//2 for k in found), torch=torch.__version__, rows=found)))
