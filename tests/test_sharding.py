@@ -352,8 +352,8 @@ def test_bad_input():
         t.model.late = nn.Linear(2,2)
         refused('late', lambda: t.save('never'))
         return said
-    expected = dict(optimizer='made before the model is cut.*the class or a partial', again='has been cut before', differs='the model of rank 1 differs from that of rank 0.*words.weight', missing='differs.*head.weight',
-        groups='2 ranks cannot be groups of shard=3.*use one of 1, 2', kind='use "full" or "sharded"', few='1 parameters cannot be cut over 2 ranks', wrapped='wrapped in DistributedDataParallel', meta='scale of Words got no contents.*init=function', file='there are no weights here', late='late.weight, late.bias came into the model after it was cut')
+    expected = dict(optimizer='made before the model is cut.*the class or a partial', again='has been cut before', differs='rank 1 has another model than rank 0.*words.weight', missing='rank 1 has another model.*head.weight',
+        groups='2 ranks cannot be groups of shard=3.*use one of 1, 2', kind='use "full" or "sharded"', few='1 parameters cannot be cut over 2 ranks', wrapped='in DistributedDataParallel already', meta='scale of Words got no contents.*init=function', file='there are no weights here', late='late.weight, late.bias came into the model after it was cut')
     import re
     for said in launch(work, nprocs=2, timeout=120):
         for name,pattern in expected.items(): assert re.search(pattern, said[name], re.I), (name, said[name])

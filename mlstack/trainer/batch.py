@@ -6,10 +6,10 @@ A loop should not care what a batch is made of. It asks four things of one: go t
 
 # %% auto #0
 __all__ = ['StepError', 'by_name', 'describe', 'move', 'on_device', 'split_target', 'whole', 'size_of', 'blame', 'outside',
-           'labels_of', 'check_pair', 'examined', 'blame_labels', 'note_batch']
+           'labels_of', 'check_pair', 'examined', 'unequal_graph', 'blame_labels', 'note_batch']
 
-# %% ../../nbs/trainer/00a_batch.ipynb #7a2706bb
-import copy
+# %% ../../nbs/trainer/00a_batch.ipynb #9a09fc35
+import copy, re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from itertools import islice
@@ -153,7 +153,15 @@ def examined(loss, source=None):
         return loss(out, y)
     return looked
 
-# %% ../../nbs/trainer/00a_batch.ipynb #34e22274
+# %% ../../nbs/trainer/00a_batch.ipynb #7777218f
+def unequal_graph(error:str, model) -> str:
+    "What to do where DistributedDataParallel says that gradients have not come as they did in the first step."
+    if 'in the prior iteration' not in error and 'training graph has changed' not in error: return ''
+    names = [n for n,p in model.named_parameters() if p.requires_grad]
+    found = re.search(r'did not receive grad for rank \d+: ([\d ]+)', error)
+    which = ', '.join(names[i] for i in map(int,found[1].split()) if i<len(names)) if found else 'some parameters'
+    return f'{which} had a gradient in some steps and not in others; where that is meant: Trainer(parallel=mlstack.ddp.DDP(find_unused_parameters=True))'
+
 def blame_labels(batches, classes, ignore=-100) -> str:
     "The first of numbered `batches` with a label that is none of the classes, in a sentence."
     for number,batch in batches:
@@ -168,7 +176,7 @@ def note_batch(e, t):
     if not dead:
         if any(n.startswith('in the first step') for n in getattr(e,'__notes__',())): return
         e.add_note(f'in step {t.step+1}, batch {t.at+1} of epoch {t.epoch+1}: {describe(t.batch)}')
-    if 'find_unused_parameters' in str(e): e.add_note('here: Trainer(parallel=mlstack.ddp.DDP(find_unused_parameters=True))')
+    if said := unequal_graph(str(e), t.model): e.add_note(said)
     if not dead and t.accumulate==1 and split_target(t.batch)[2] is None: e.add_note('its target is None')
     classes,again = getattr(t.data.train,'classes',None),getattr(t.data.train,'again',None)
     if classes is None or t.accumulate>1 and not dead: return

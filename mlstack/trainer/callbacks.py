@@ -125,7 +125,7 @@ class History:
         ax.set(xlabel='step', ylabel='loss'); ax.legend(frameon=False)
         return ax
 
-# %% ../../nbs/trainer/04_callbacks.ipynb #17e57724
+# %% ../../nbs/trainer/04_callbacks.ipynb #4ea25a42
 class NonFiniteLoss(MlstackError, ArithmeticError):
     "The loss became nan or infinite."
 
@@ -147,6 +147,7 @@ class Recorder(Callback):
         self.history,self.run,self.every,self.parallel,self.pending,self.flying = history,run,every,parallel,[],None
 
         self.sums,self.n,self.carry = {},0,False
+        self.riders,self.arrived,self.posted = None,[],None # numbers that go to all ranks at the same time, and those that are there
 
     def start(self, carry=False):
         "A fit begins; `carry` when it goes on in the middle of an epoch, whose sums then go on too."
@@ -156,9 +157,10 @@ class Recorder(Callback):
         self.carry = False
     def after_step(self, t):
         self.pending.append((t.step,t.values))
-        if not t.step%self.every: self.send(t.device)
+        if self.posted is not None: self.collect()
+        if not t.step%self.every: self.send(t.device, self.riders and (t.step,t.epoch,self.riders(t)))
 
-    def send(self, device):
+    def send(self, device, riders=None):
         "Start the copy of what is pending, then read the copy before."
         if not self.pending: return
         steps,rows = zip(*self.pending)
@@ -166,7 +168,21 @@ class Recorder(Callback):
         names = list(rows[0])
         try: table = _stacked(rows, names, device)
         except KeyError as e: raise CallbackError(f'the step did not return {e} in every step', f'steps {steps[0]} to {steps[-1]}', 'return the same names each time') from None
-        if self.parallel is not None and self.parallel.world_size>1: table = self.parallel.sum(table)/self.parallel.world_size
+        if self.parallel is None or self.parallel.world_size==1: return self.land(steps, names, table)
+        both = table if riders is None else torch.cat([table.flatten(), riders[2]])
+        self.posted = steps,names,table.shape,riders,both
+        if riders is None or not self.parallel.post(both): self.collect(now=True)
+
+    def collect(self, now=False):
+        "What was posted, as its mean over ranks: with the gradients of the step after, or `now` by itself."
+        steps,names,shape,riders,both = self.posted
+        mean = self.parallel.sum(both)/self.parallel.world_size if now else self.parallel.posted(len(both))
+        if mean is None: return # no gradients have gone since
+        self.posted = None
+        if riders is not None: self.arrived.append((*riders[:2], mean[shape.numel():]))
+        self.land(steps, names, mean.flatten()[:shape.numel()].view(shape))
+
+    def land(self, steps, names, table):
         event = None
         if table.is_cuda:
             host = torch.empty(table.shape, pin_memory=True)
@@ -201,6 +217,7 @@ class Recorder(Callback):
 
     def close(self, device):
         "Everything that was measured is in the history when this returns."
+        if self.posted is not None: self.parallel.withdraw(); self.collect(now=True)
         self.send(device); self.settle()
 
     def means(self) -> dict:

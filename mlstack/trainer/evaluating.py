@@ -24,7 +24,7 @@ from .metrics import check_ranks, results, stateful, warn_of
 from .batch import by_name, whole
 from .step import TrainerError, check_values, describe, forward_for, in_precision, move, on_device, size_of, split_target
 
-# %% ../../nbs/trainer/07_evaluating.ipynb #180c4b29
+# %% ../../nbs/trainer/07_evaluating.ipynb #898a531c
 class Evaluating:
     "The part of a trainer that looks at a model without changing it."
 
@@ -72,6 +72,7 @@ def validate(self:Evaluating,
     "Loss and metrics over all items, each counted once, also over several ranks."
     src = self._validation_source(data)
     self.setup()
+    self.parallel.meet(self)
     src.place(self.device)
     stop,was = getattr(self,'_stop',None),self.model.training
     self.model.eval()

@@ -74,7 +74,7 @@ def load_weights(
     model.load_state_dict(state)
     return note
 
-# %% ../../nbs/trainer/05a_exporting.ipynb #50325367
+# %% ../../nbs/trainer/05a_exporting.ipynb #a85b93f9
 class Exporting:
     "The part of a trainer that writes models for others."
 
@@ -88,7 +88,7 @@ def _sized(inputs, size):
 def _sample(self:Exporting, batch):
     "Positional and named inputs of the model on the CPU, at least two items."
     if batch is None and self.data is None: raise ExportError('there is no batch to run the model with', 'Trainer.export', 'give batch=, a batch of its inputs')
-    inputs = move(next(iter(self._to_predict(self.data if batch is None else batch))), 'cpu')
+    inputs = move(next(iter(self._to_predict(self.data if batch is None else batch, 0, 1))), 'cpu')
     n = _sized(inputs, 1)[1]
     return _sized(inputs, max(n,2))[0]
 

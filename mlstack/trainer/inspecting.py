@@ -17,7 +17,7 @@ from .checkpoints import random_state, set_random_state
 from .callbacks import Callback
 from .step import TrainerError, checked, describe, move, size_of
 
-# %% ../../nbs/trainer/10_inspecting.ipynb #f69a7304
+# %% ../../nbs/trainer/10_inspecting.ipynb #100bd2e4
 class Sentences(list):
     "Sentences that print one a line."
     def __repr__(self): return '\n'.join(f'- {s}' for s in self)
@@ -30,6 +30,7 @@ def explain(self:Inspecting) -> Sentences:
     "What was chosen, and why."
     from mlstack.hardware import cpus
     self.setup()
+    self._why |= self.parallel.says()
     self._why['mode'] = self._mode_said()
     src = None if self.data is None else self.data.train
     if src is not None:

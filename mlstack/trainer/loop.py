@@ -32,19 +32,27 @@ from .inspecting import Inspecting, Waiting
 from .memory import Sparing
 from .profiling import Profiled
 
-# %% ../../nbs/trainer/11_loop.ipynb #482116df
+# %% ../../nbs/trainer/11_loop.ipynb #6d9d0711
 def _check_loss_function(loss):
     if isinstance(loss,type): raise TrainerError(f'the loss {loss.__name__} is a class', 'Trainer(loss=)', f'give an instance: {loss.__name__}()')
     if loss is not None and not callable(loss): raise TrainerError(f'the loss is {loss!r}' if isinstance(loss,str) else f'the loss is a {type(loss).__name__}', 'Trainer(loss=)', 'give the function itself, for instance torch.nn.functional.cross_entropy')
 
+def _bare(model):
+    "The model without torch's wrappers for several devices; the trainer puts on its own."
+    if isinstance(model, nn.parallel.DistributedDataParallel): raise TrainerError('the model is in DistributedDataParallel already', 'Trainer(model)', 'give the model itself, and parallel="ddp"')
+    if not isinstance(model, nn.DataParallel): return model
+    warnings.warn(f'nn.DataParallel is left out, since in each step it copies the whole model to every device from one process: for several devices call launch(train, nprocs={max(torch.cuda.device_count(),2)}) of mlstack.ddp, with Trainer(..., parallel="ddp") in train', stacklevel=3)
+    return _bare(model.module)
+
 def _resolve_parallel(parallel):
     if parallel is None: return Single()
     if isinstance(parallel, str): parallel = provider('parallel')(parallel)
+    if isinstance(parallel, type): raise TrainerError(f'parallel is the class {parallel.__name__}', 'Trainer(parallel=)', f'give an instance: {parallel.__name__}()')
     missing = [n for n in 'rank world_size device wrap no_sync sum broadcast barrier'.split() if not hasattr(parallel,n)]
     if missing: raise TrainerError(f'{type(parallel).__name__} has no {", ".join(missing)}', 'Trainer(parallel=)', 'give "ddp", or an object with the methods of mlstack.trainer.Single')
     return completed(parallel)
 
-# %% ../../nbs/trainer/11_loop.ipynb #6963c1fd
+# %% ../../nbs/trainer/11_loop.ipynb #aad92080
 class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, Sparing, Profiled):
     "Trains `model` on `data`; `fit`, `validate`, `predict`, `save`, `load`, `history`."
     def __init__(self,
@@ -70,6 +78,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         threads='auto'         # of torch; auto: what the quota allows
     ):
         if not isinstance(model, nn.Module): raise TrainerError(f'the model is a {type(model).__name__}', 'Trainer(model)', 'give an instance of torch.nn.Module')
+        model = _bare(model)
         check_formats(channels_last, deterministic, threads)
         if not isinstance(accumulate,int) or accumulate<1: raise TrainerError(f'accumulate is {accumulate!r}', 'Trainer', 'give a whole number of 1 or more')
         check_clip(clip)
@@ -90,7 +99,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         self.step = self.epoch = self.at = 0 # updates made, epochs done, batches of this epoch consumed
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
         self.waiting = None # measures how long a fit waits for data
-        self.recorder = Recorder(self.history, run if self.parallel.main else None, parallel=self.parallel)
+        self.recorder = Recorder(self.history, run if self.parallel.main else None, self.parallel.every, self.parallel)
         self.modes,self.deterministic,self.wants = Modes(compile, graph),deterministic,dict(channels_last=channels_last, threads=threads)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
@@ -102,7 +111,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #5239af74
+# %% ../../nbs/trainer/11_loop.ipynb #3bf4c3da
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -110,13 +119,14 @@ def setup(self:Trainer):
     p = self.parallel
     p.place(self.model, self.device)
     self._ready() # precision, layout, threads
+    if self._drawn and p.processes>1: self.seed = int(p.share(torch.tensor([self.seed if p.main else 0], device=self.device))) # one order for all
     p.broadcast(self.model)
     freeze(self.opt, self.model)
     p.prepare(self)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
-    self._why['device'] = f'{self.device.type}, ' + (f'{p.processes} processes ({type(p).__name__}{": "+p.said if getattr(p,"said","") else ""})' if p.processes>1 else 'one process')
+    self._why['device'] = f'{self.device.type}, ' + (f'{p.processes} processes ({type(p).__name__})' if p.processes>1 else 'one process')
     self.scheduler = None
     if self.opt is None: self._why['opt'] = 'no optimizer: the step makes its own updates'; return
     if isinstance(self.opt, torch.optim.Optimizer): check_instance(self.opt, self.model, self.lr)
@@ -127,7 +137,7 @@ def setup(self:Trainer):
     if is_torch_scheduler(self.schedule): self.scheduler = self.schedule(self.optimizer) if callable(self.schedule) else self.schedule
     elif self.schedule is not None: schedule_for(self.schedule)
 
-# %% ../../nbs/trainer/11_loop.ipynb #55025498
+# %% ../../nbs/trainer/11_loop.ipynb #c5bc7fcc
 @patch
 def _set_lr(self:Trainer, schedule):
     "The action that sets every group's rate from the part that is done."
@@ -141,19 +151,36 @@ def _set_lr(self:Trainer, schedule):
     return fill if all(isinstance(g['lr'],torch.Tensor) for g in groups) else act
 
 @patch
+def _weigh(self:Trainer, i) -> float:
+    "What this rank's mean counts in micro-batch `i` of this step, where ranks have unequal parts."
+    weight = self.data.train.uneven.get(self.at+i, 1.)
+    self._idle = not weight
+    return weight
+
+@patch
+def _if_counted(self:Trainer, update):
+    "A metric's `update` that leaves out a batch which counts for nothing, since another rank has it."
+    def run(out, y): return None if self._idle else update(out, y)
+    return run
+
+@patch
 def _build(self:Trainer, batch):
     "The first step, which checks, and the step for all others, for batches like this one."
     metrics,objects = self._split_metrics() if self.data.valid is None else ({},{}) # with validation data they are measured there
-    forward = self._forward(batch[0] if self.accumulate>1 else batch, metrics, tuple(m.update for m in objects.values()))
+    many,self._idle = self.parallel.world_size>1,False
+    updates = tuple(self._if_counted(m.update) if many else m.update for m in objects.values())
+    forward = self._forward(batch[0] if self.accumulate>1 else batch, metrics, updates)
     before = [lambda values, hook=hook: hook(self) for hook in self._hooks['before_update']]
     rate,after = [],[] # on the host
     if self.optimizer is not None:
+        if getattr(type(self.parallel),'after_update',Single.after_update) is not Single.after_update: after.append(partial(self.parallel.after_update, self))
         if self.scaler is not None: before.insert(0, lambda values: self.scaler.unscale_(self.optimizer)) # hooks and clipping see true gradients
         if self.clip: before.append(clipper(self.optimizer, self.clip, self.parallel.norm))
         if self.scheduler is not None: after.append(self.scheduler.step)
         elif self.schedule is not None: rate.append(self._set_lr(schedule_for(self.schedule)))
     make = partial(self.parallel.make_step, self, model=self.module, optimizer=self.optimizer,
-        scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel)
+        scaler=self.scaler, accumulate=self.accumulate, no_sync=self.parallel.no_sync, parallel=self.parallel,
+        weigh=self._weigh if many else None, uneven=getattr(self.data.train,'uneven',()))
     return build(self.modes, self, self._in_parts(make), forward, before, rate, after)
 
 # %% ../../nbs/trainer/11_loop.ipynb #04b5583d
@@ -178,7 +205,7 @@ def _open(self:Trainer):
     if not on_device(first[0], self.device): batches = map(partial(move, device=self.device), batches)
     return _grouped(batches, self.accumulate) if self.accumulate>1 else batches
 
-# %% ../../nbs/trainer/11_loop.ipynb #66cca659
+# %% ../../nbs/trainer/11_loop.ipynb #39b5cd21
 @patch
 def _over(self:Trainer) -> bool:
     "Whether this epoch has no batch left; False where nobody knows."
@@ -200,6 +227,7 @@ def _steps(self:Trainer) -> bool:
         except SkipStep: self.at += self.accumulate; continue
         try: self.values = step(self.batch)
         except Exception as e:
+            if isinstance(e,StopTraining) and self.parallel.processes>1: raise TrainerError(f'rank {self.parallel.number} was stopped in the middle of step {self.step+1}, for which the others need it: {e}', 'Trainer(parallel=)', 'raise StopTraining in a callback, where all ranks hear of it') from e
             if not self._can_recover(e): note_batch(e, self); raise
             fast = self._recover(e)
         step = fast
@@ -242,13 +270,13 @@ def _add_row(self:Trainer, took):
         if self.optimizer is not None: extra['lr'] = float(self.optimizer.param_groups[0]['lr'])
         self.recorder.log(extra, self.step)
 
-# %% ../../nbs/trainer/11_loop.ipynb #ff34e087
+# %% ../../nbs/trainer/11_loop.ipynb #022e8a47
 @patch
 def _bind(self:Trainer, ctx):
     "Collect the callbacks of this fit and bind the hooks they override."
     many = self.parallel.processes>1
     self._stop = Stop() if many else ctx.stop
-    together,inner = _Together(ctx.stop, self._stop, self.parallel) if many else None,[]
+    together,inner = _Together(ctx.stop, self._stop, self.parallel, self.recorder) if many else None,[]
     if many: inner.append(together)
     elif self.limit: inner.append(_Deadline())
     if self._validate: inner.append(_Validator(self._validate))
@@ -310,6 +338,7 @@ def fit(self:Trainer,
         return self
     self._cut,self._asked = True,dict(epochs=epochs, steps=steps, time=time)
     self._aim(epochs, steps, time)
+    self.parallel.agree(self)
     if self._differs and self.parallel.main: warnings.warn(self._why['resume'], stacklevel=2)
     self._differs = []
     self._began = clock.monotonic()-self._fit['spent']
@@ -327,6 +356,7 @@ def fit(self:Trainer,
         except StopTraining as e:
             failed,self.stopped = e,str(e)
             self._say(f'stopped: {e}')
+            self.parallel.meet(self)
             try: self.recorder.close(self.device)
             except StopTraining: pass # the run repeats what we know
             if self._saving and self.step>before and (self._whole or self.step>self._began_at): self._save_now(judge=False)

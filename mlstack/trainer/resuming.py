@@ -23,7 +23,7 @@ from .modes import chosen, take
 from .checkpoints import CheckpointError, Checkpoints, misfit, random_state, read_checkpoint, readable, seed_all, set_random_state, there, write_checkpoint
 from .parts import marked, read_shards, unmarked
 
-# %% ../../nbs/trainer/08_resuming.ipynb #ec34dd2a
+# %% ../../nbs/trainer/08_resuming.ipynb #29823bac
 class Resuming:
     "The part of a trainer that saves, loads and goes on."
 
@@ -44,6 +44,7 @@ def _plan(self:Resuming) -> dict:
 @patch
 def _state(self:Resuming) -> dict:
     "The parts of a checkpoint, as this rank has to write them."
+    self.parallel.meet(self)
     rng = random_state(self.device)
     place = self._where_read()
     p,state = self.parallel, lambda o: None if o is None else o.state_dict()
@@ -52,9 +53,10 @@ def _state(self:Resuming) -> dict:
     else: model,optimizer = p.model_state(self.model), None if self.optimizer is None else p.optimizer_state(self.model, self.optimizer)
     shards = dict(shards=shards) if shards else {}
     callbacks = [(type(c).__name__, p.whole(c.state_dict())) for c in _stateful(self.callbacks)]
-    if not p.main: return {f'rank-{p.number}': dict(rng=rng, place=place)} | shards
+    own = dict(rng=rng, place=place, parallel=p.state(self))
+    if not p.main: return {f'rank-{p.number}': own} | shards
     fit = self._fit | dict(spent=clock.monotonic()-self._began if hasattr(self,'_began') else 0.)
-    return dict(model=model, **shards, training=dict(rng=rng, place=place, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
+    return dict(model=model, **shards, training=dict(own, step=self.step, epoch=self.epoch, at=self.at, fit=fit, seed=self.seed, stopped=self.stopped, plan=self._plan(), micro=getattr(self,'micro',None),
         precision=self.precision, chosen=chosen(self), optimizer=optimizer, scheduler=state(self.scheduler), scaler=state(self.scaler), history=self.history.state_dict(), stops=list(self._stops),
         recorder=self.recorder.state_dict(), measured=self.measured.state_dict(), callbacks=callbacks))
 
@@ -140,7 +142,7 @@ def save(self:Resuming,
     if getattr(self,'_saving',None): self._settle()
     return write_checkpoint(path, self._state(), self._note(), self._parallel_writer())
 
-# %% ../../nbs/trainer/08_resuming.ipynb #9017fd58
+# %% ../../nbs/trainer/08_resuming.ipynb #ea9a4c22
 def _load_model(model, state, path, load=torch.nn.Module.load_state_dict):
     said = misfit(model, state)
     try: load(model, state)
@@ -237,7 +239,9 @@ def _take(self:Resuming, path, parts):
     r = self.parallel.number
     self.micro = s.get('micro') # what was too much then is not tried again
     self._rng = s['rng'] if r==0 else parts.get(f'rank-{r}',{}).get('rng')
-    self._place_read = (s if r==0 else parts.get(f'rank-{r}',{})).get('place')
+    own = s if r==0 else parts.get(f'rank-{r}',{})
+    self._place_read = own.get('place')
+    self.parallel.load_state(self, own.get('parallel') or s.get('parallel'))
     if self._rng is None: seed_all(key_of(self.seed, self.step), self.parallel.rank) # a rank that was not there then
     self._seeded = True
     now = self._note() | dict(torch=torch.__version__)
@@ -314,12 +318,14 @@ def _resume(self:Resuming, resume) -> bool:
     self._newest = True
     return True
 
-# %% ../../nbs/trainer/08_resuming.ipynb #0a436fc2
+# %% ../../nbs/trainer/08_resuming.ipynb #dc3a7b8e
 @patch
 def _run(self:Resuming):
     "The epochs of this fit, and again from where a callback has put it back."
     while True:
-        try: return self._epochs()
+        try:
+            self._epochs()
+            return self.parallel.meet(self)
         except NonFiniteLoss as e:
             if not any(c.rescue(self,e) for c in self.callbacks if hasattr(c,'rescue')): raise
             self._begin()

@@ -101,7 +101,7 @@ def forward_for(
     forward.first = make(examined(loss,source), metrics or {}, updates)
     return forward
 
-# %% ../../nbs/trainer/02_step.ipynb #7f33286d
+# %% ../../nbs/trainer/02_step.ipynb #5df3bdcb
 def check_loss(loss):
     "Raise if `loss` is nothing that could be minimised."
     if not isinstance(loss, torch.Tensor):
@@ -129,6 +129,7 @@ def checked(forward):
         check_loss(loss)
         check_values(values)
         return loss,values
+    first.looks = True
     return first
 
 def _others(): return torch.distributed.is_available() and torch.distributed.is_initialized() # who would not take part in a second forward pass
@@ -155,7 +156,7 @@ def scaler_for(device, name):
     "A loss scaler for float16 on a GPU, else None."
     return torch.amp.GradScaler('cuda') if name=='fp16' and torch.device(device).type=='cuda' else None
 
-# %% ../../nbs/trainer/02_step.ipynb #e5464270
+# %% ../../nbs/trainer/02_step.ipynb #aa5a9e21
 def params_of(optimizer):
     "The parameters that `optimizer` updates."
     return [p for g in optimizer.param_groups for p in g['params']]
@@ -192,7 +193,9 @@ def make_step(
     scaler=None,         # loss scaler of float16
     accumulate:int=1,    # micro-batches an update; the step then takes a list
     no_sync=nullcontext, # context in which gradients stay with their rank
-    parallel=None        # several ranks: their counts are added up
+    parallel=None,       # several ranks: their counts are added up
+    weigh=None,          # number of a micro-batch -> what its mean counts
+    uneven=()            # empty while every weight is 1
 ):
     "The function `step(batch) -> values`, with nothing in it that was not asked for."
     if optimizer is None: return _without_optimizer(forward, model)
@@ -215,19 +218,27 @@ def make_step(
         return finish({'loss': loss.detach(), **values})
 
     ranks = 1 if parallel is None else parallel.world_size
-    def micro(batch, share):
+    def micro(batch, share, i):
+        weight = weigh(i) if uneven else 1.
         loss,values = forward(model, batch)
-        if 'count' in values:
-            share = torch.as_tensor(values['count'], dtype=torch.float32, device=loss.device)
-            loss = torch.where(share>0, loss, 0.) # a mean over nothing is nan
-            values['count'] = share
-        backward(loss*share)
-        return {'loss': loss.detach(), **values}
+        if 'count' in values: return counts(loss, values, weight>0)
+        backward(loss*(share*weight))
+        seen = {'loss': loss.detach(), **values}
+        return seen if weight==1 else {k: v*weight for k,v in seen.items()}
+
+    def counts(loss, values, some=True):
+        "The part of a rank or micro-batch that says how much it has counted: to be divided by the sum of all, later."
+        n = torch.as_tensor(values['count'], dtype=torch.float32, device=loss.device)*some
+        loss = torch.where(n>0, loss, 0.) # a mean over nothing is nan
+        backward(loss*n)
+        return {'loss': loss.detach(), **values, 'count': n}
 
     def several(batches):
-        share = 1/len(batches)
-        with no_sync(model): seen = [micro(b,share) for b in batches[:-1]]
-        seen.append(micro(batches[-1], share))
+        share,last = 1/len(batches),len(batches)-1
+        if last:
+            with no_sync(model): seen = [micro(b,share,i) for i,b in enumerate(batches[:-1])]
+        else: seen = []
+        seen.append(micro(batches[-1], share, last))
         if 'count' in seen[0]: return finish(counted(seen))
         return finish({k: sum(v[k] for v in seen)*share for k in seen[0]})
 
@@ -240,8 +251,13 @@ def make_step(
         if grads: torch._foreach_mul_(grads, share)
         return {k: sum(torch.where(v['count']>0, v[k]*v['count'], 0.) for v in seen)*share for k in seen[0] if k!='count'} | {'count': total}
 
-    def one_of_many(batch): return several((batch,))
-    return several if accumulate>1 else single if ranks==1 else one_of_many
+    def one_of_many(batch):
+        if uneven: return several((batch,))
+        loss,values = forward(model, batch)
+        if 'count' in values: return finish(counted([counts(loss, values)]))
+        backward(loss)
+        return finish({'loss': loss.detach(), **values})
+    return several if accumulate>1 else single if ranks==1 and weigh is None else one_of_many
 
 def _without_optimizer(forward, model):
     def step(batch):
@@ -249,7 +265,7 @@ def _without_optimizer(forward, model):
         return {'loss': loss.detach(), **values}
     return step
 
-# %% ../../nbs/trainer/02_step.ipynb #fa768305
+# %% ../../nbs/trainer/02_step.ipynb #1414c361
 def best_device() -> str:
     "The device the hardware chapter would take."
     from mlstack.hardware import device
@@ -259,6 +275,7 @@ class Single:
     "One process: nothing to share. Any object with these methods can take its place as `parallel=`."
     rank,world_size = 0,1 # share of the data
     together = False      # a forward pass has collectives: all ranks need the same number of them
+    every = 16            # steps between two times that ranks tell each other what they measured
     leads = True          # one process of those with the same share of the data
     def __init__(self, device=None): self.device = torch.device(device or best_device())
     @property
@@ -276,8 +293,17 @@ class Single:
     def sum(self, tensor): return tensor         # over shares of the data, in place
     def share(self, tensor): return self.sum(tensor) # the same over all processes
     def barrier(self): pass
+    def post(self, tensor): return False         # whether its mean goes around with the next gradients
+    def posted(self, n): return None             # that mean, once it is there
+    def withdraw(self): pass
     def norm(self, params, limit=None): return total_norm(params, limit)
     def make_step(self, trainer, forward, **options): return make_step(forward, **options)
+    def says(self): return {}                    # sentences for `explain`
+    def agree(self, trainer): pass               # at fit: raise if ranks were given different things
+    def after_update(self, trainer): pass        # called only where a class has its own
+    def meet(self, trainer): pass                # before a validation, a checkpoint, the end of a fit
+    def state(self, trainer): return None        # of this process, for a checkpoint
+    def load_state(self, trainer, state): pass
     # whole states, the same with any number of processes; all of them call these at once
     def whole(self, state): return state         # of anything that may hold parts of tensors
     def model_state(self, model): return model.state_dict()

@@ -59,10 +59,13 @@ def done(self:Stopping) -> float:
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
-# %% ../../nbs/trainer/09_stopping.ipynb #a31653d8
+# %% ../../nbs/trainer/09_stopping.ipynb #306b0153
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
-    def __init__(self, asked, stop, parallel, every=16): self.asked,self.stop,self.parallel,self.every,self.sent,self.raised = asked,stop,parallel,every,None,{}
+    def __init__(self, asked, stop, parallel, recorder):
+        self.asked,self.stop,self.parallel,self.recorder,self.raised = asked,stop,parallel,recorder,{}
+        self.riding = parallel.processes==parallel.world_size # then what is measured goes to the same ranks, and takes the flags along
+        recorder.riders = self.flags if self.riding else None
 
     def share(self, hook):
         "A callback's hook, whose wish to stop waits until all ranks know of it."
@@ -75,10 +78,10 @@ class _Together(Callback):
                 raise
         return run
 
-    def send(self, t):
+    def flags(self, t):
         over = t.limit is not None and clock.monotonic()-t._began > t.limit
-        flags = torch.tensor([self.asked.reason is not None, over, 'fit' in self.raised, 'epoch' in self.raised, t._signalled is not None], dtype=torch.float32)
-        return t.epoch, self.parallel.share(flags.to(t.device, non_blocking=True))
+        return torch.tensor([self.asked.reason is not None, over, 'fit' in self.raised, 'epoch' in self.raised, t._signalled is not None], dtype=torch.float32).to(t.device, non_blocking=True)
+    def send(self, t): return t.epoch, self.parallel.share(self.flags(t))
 
     def take(self, t, sent):
         epoch,(asked,late,fit,end,signalled) = sent[0],sent[1].tolist()
@@ -89,12 +92,13 @@ class _Together(Callback):
         if end and epoch==t.epoch: raise StopEpoch
 
     def after_step(self, t):
-        if t.step%self.every: return
-        before,self.sent = self.sent,self.send(t)
-        if before is not None: self.take(t, before)
+        if t.step%self.recorder.every: return
+        if not self.riding: self.recorder.arrived.append((t.step, *self.send(t)))
+        there = self.recorder.arrived
+        while there and there[0][0]<t.step: self.take(t, there.pop(0)[1:])
     def after_epoch(self, t):
         self.raised.pop('epoch', None)
-        self.sent = None
+        self.recorder.arrived.clear()
         self.take(t, self.send(t))
 
 class _Deadline(Callback):
