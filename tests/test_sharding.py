@@ -56,9 +56,9 @@ def fsdp(**kw):
     return FSDP(**kw)
 
 
-cases = dict(plain={}, accumulate=dict(accumulate=2), clip=dict(clip=.3), value=dict(clip=dict(value=.01)), schedule=dict(schedule='cosine'),
+cases = dict(plain={}, accumulate=dict(accumulate=2), clip=dict(clip=.3, schedule='cosine'),
     frozen=dict(opt='frozen'), layers=dict(opt='layers'), bf16=dict(precision='bf16'), muon=dict(opt='muon'),
-    sgd=dict(opt=lambda p, lr: torch.optim.SGD(p, lr, momentum=.9)), adamw=dict(opt=torch.optim.AdamW, ema=True))
+    sgd=dict(opt=lambda p, lr: torch.optim.SGD(p, lr, momentum=.9), clip=dict(value=.01)), adamw=dict(opt=torch.optim.AdamW, ema=True))
 
 
 def train(batch_size, parallel=None, ema=False, opt=None, epochs=2, **kw):
@@ -120,8 +120,8 @@ def take(paths, n, **how):
         loaded = torch.cat([t.parallel.whole(torch.as_tensor(v)).float().flatten() for s in t.optimizer.state_dict()['state'].values() for v in s.values()])
         mean = torch.cat([t.parallel.whole(torch.as_tensor(m)).flatten() for m in t.callbacks[0].mean])
         w,val = weights(t),t.validate()['val_loss']
-        t.fit(epochs=1)
-        out.append(dict(w=w, val=val, state=loaded, mean=mean, more=weights(t)))
+        if path.name in ('sharded-3','single'): t.fit(epochs=1)
+        out.append(dict(w=w, val=val, state=loaded, mean=mean, more=weights(t) if path.name in ('sharded-3','single') else None))
     return out
 
 
@@ -142,8 +142,7 @@ def test_whole_and_sharded_checkpoints_load_on_any_number_of_processes(saved):
     paths = [folder/f'{kind}-{n}' for kind in ('full','sharded') for n in results] + [folder/'single']
     assert sorted(p.name for p in (folder/'sharded-3').iterdir())[-1]=='training.pt' and len(list((folder/'sharded-3').glob('shard-*')))==3
     assert sum(p.stat().st_size for p in (folder/'full-2').iterdir()) and (folder/'sharded-2'/'training.pt').stat().st_size < (folder/'full-2'/'training.pt').stat().st_size
-    takers = dict(one=[take(paths, 1)], ddp=launch(take, paths, 2, kind='ddp', nprocs=2, timeout=200), fsdp2=launch(take, paths, 2, kind='fsdp', nprocs=2, timeout=200),
-        fsdp3=launch(take, paths, 3, kind='fsdp', nprocs=3, timeout=200), fsdp4=launch(take, paths, 4, kind='fsdp', shard=2, checkpoint='sharded', nprocs=4, timeout=200))
+    takers = dict(one=[take(paths, 1)], ddp=launch(take, paths, 2, kind='ddp', nprocs=2, timeout=200), fsdp3=launch(take, paths, 3, kind='fsdp', nprocs=3, timeout=200), fsdp4=launch(take, paths, 4, kind='fsdp', shard=2, checkpoint='sharded', nprocs=4, timeout=200))
     more = takers['one'][0][-1]['more']
     for name,ranks in takers.items():
         for rank in ranks:
@@ -151,7 +150,7 @@ def test_whole_and_sharded_checkpoints_load_on_any_number_of_processes(saved):
                 want = single if path.name=='single' else results[int(path.name[-1])][path.name.split('-')[0]]
                 for k in 'w','state','mean': assert torch.equal(got[k], want[k]), (name, path.name, k)
                 assert abs(got['val']-want['val'])<1e-6
-                torch.testing.assert_close(got['more'], more, rtol=0, atol=2e-5)
+                if got['more'] is not None: torch.testing.assert_close(got['more'], more, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize('kind', ['full','sharded'])
@@ -235,18 +234,17 @@ def test_options_change_no_number(tmp_path):
             if spare: checkpoint_activations(model, spare)
             t = Trainer(model, data(6), loss, lr=.01, clip=.5, parallel='ddp' if name=='ddp' else fsdp(**how), compile=compile)
             t.fit(epochs=1)
-            out[name] = weights(t), t.mode, t._why['device']
+            out[name] = weights(t), t.mode, str(t.explain())
         one('ddp')
-        for name,how in dict(plain={}, offload=dict(offload=True), groups=dict(shard=2), kept=dict(reshard=False), some=dict(reshard=2), ahead=dict(prefetch=1), whole=dict(blocks=[]) , named=dict(blocks=Block)).items(): one(name, **how)
-        for spare in 'recompute','cpu': one(spare, spare=spare)
-        one('compiled', compile='blocks')
+        for name,how in dict(plain={}, offload=dict(offload=True), groups=dict(shard=2), kept=dict(reshard=False, prefetch=1), some=dict(reshard=2, blocks=Block), whole=dict(blocks=[])).items(): one(name, **how)
+        one('cpu', spare='cpu')
         one('both', spare='recompute', compile='blocks')
         return out
     for rank in launch(work, nprocs=4, timeout=300):
         want = rank['ddp'][0]
         for name,(w,mode,_) in rank.items():
             torch.testing.assert_close(w, want, rtol=0, atol=1e-5, msg=name)
-            assert mode==('compiled' if name in ('compiled','both') else 'eager'), name
+            assert mode==('compiled' if name=='both' else 'eager'), name
         assert 'in each of 2 groups' in rank['groups'][2] and '3 Block and the rest' in rank['plain'][2]
 
 
