@@ -65,9 +65,9 @@ def train(batch_size, parallel=None, ema=False, opt=None, epochs=2, **kw):
     model = seeded()
     if opt=='frozen': opt = [torch.optim.AdamW, ('words.*', None)]
     if opt=='layers': opt = [torch.optim.AdamW, *layer_decay(model, .5)]
-    t = Trainer(model, data(batch_size), loss, lr=.01, opt=opt or torch.optim.AdamW, parallel=parallel, callbacks=[EMA(.9)] if ema else [], **kw)
+    t = Trainer(model, data(batch_size, 101, 25), loss, lr=.01, opt=opt or torch.optim.AdamW, parallel=parallel, callbacks=[EMA(.9)] if ema else [], **kw)
     t.fit(epochs=epochs)
-    out = t.predict(t.data.valid.tensors[0] if hasattr(t.data.valid,'tensors') else torch.arange(10).view(2,5))
+    out = t.predict(torch.arange(10).view(2,5))
     row = t.history.rows[-1]
     return dict(w=weights(t), val=t.validate()['val_loss'], steps=t.step, norm=row.get('grad_norm'), out=out, said=str(t.explain()), train=row['loss'])
 
