@@ -172,17 +172,20 @@ def meet(self:FSDP, trainer):
     for m in norms_of(trainer.model):
         for b in m.buffers(recurse=False): dist.broadcast(b, 0)
 
-# %% ../../nbs/ddp/04_sharding.ipynb #ad9da66e
+# %% ../../nbs/ddp/04_sharding.ipynb #ce5f06aa
 class Aside:
     "The same processes, for a thread that writes while they train."
     device = torch.device('cpu')
     def __init__(self, parallel):
-        self.main,self.number,self.group,mesh = parallel.main,parallel.number,dist.new_group(backend='gloo'),parallel.mesh
-        self.mesh = mesh if mesh.device_type=='cpu' else DeviceMesh('cpu', mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
+        self.main,self.number,self.group,self.mesh = parallel.main,parallel.number,dist.new_group(backend='gloo'),parallel.mesh
+        self.twin = None if self.mesh.device_type=='cpu' else DeviceMesh('cpu', self.mesh.mesh, mesh_dim_names=self.mesh.mesh_dim_names)
     def share(self, tensor):
         dist.all_reduce(tensor, group=self.group)
         return tensor
-    def like(self, t, local): return DTensor.from_local(local, self.mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
+    def like(self, t, local):
+        "The cut tensor `t` with this copy of its part on the host; one of another mesh is copied where it is."
+        mesh = t.device_mesh if t.device_mesh.device_type=='cpu' else self.twin if t.device_mesh==self.mesh else None
+        return t.detach().clone() if mesh is None else DTensor.from_local(local, mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
 
 @patch
 def aside(self:FSDP):
