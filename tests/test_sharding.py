@@ -313,7 +313,7 @@ def test_sixteen_bits():
             seen = {}
             model.blocks[0].up.register_forward_pre_hook(lambda m, args, seen=seen: seen.setdefault('w', m.weight.dtype) and None)
             model.blocks[0].norm.register_forward_pre_hook(lambda m, args, seen=seen: seen.setdefault('x', args[0].dtype) and None)
-            t = Trainer(model, data(12), loss, lr=.01, parallel=fsdp(**how), precision=precision)
+            t = Trainer(model, data(12, 101, 25), loss, lr=.01, parallel=fsdp(**how), precision=precision)
             t.fit(epochs=1)
             out[name] = weights(t), [str(seen[k]).removeprefix('torch.') for k in 'xw']
         return out
