@@ -56,18 +56,18 @@ def fsdp(**kw):
     return FSDP(**kw)
 
 
-cases = dict(plain={}, accumulate=dict(accumulate=2), clip=dict(clip=.3), value=dict(clip=dict(value=.01)), schedule=dict(schedule='cosine'),
+cases = dict(plain={}, accumulate=dict(accumulate=2), clip=dict(clip=.3, schedule='cosine'),
     frozen=dict(opt='frozen'), layers=dict(opt='layers'), bf16=dict(precision='bf16'), muon=dict(opt='muon'),
-    sgd=dict(opt=lambda p, lr: torch.optim.SGD(p, lr, momentum=.9)), adamw=dict(opt=torch.optim.AdamW, ema=True))
+    sgd=dict(opt=lambda p, lr: torch.optim.SGD(p, lr, momentum=.9), clip=dict(value=.01)), adamw=dict(opt=torch.optim.AdamW, ema=True))
 
 
 def train(batch_size, parallel=None, ema=False, opt=None, epochs=2, **kw):
     model = seeded()
     if opt=='frozen': opt = [torch.optim.AdamW, ('words.*', None)]
     if opt=='layers': opt = [torch.optim.AdamW, *layer_decay(model, .5)]
-    t = Trainer(model, data(batch_size), loss, lr=.01, opt=opt or torch.optim.AdamW, parallel=parallel, callbacks=[EMA(.9)] if ema else [], **kw)
+    t = Trainer(model, data(batch_size, 101, 25), loss, lr=.01, opt=opt or torch.optim.AdamW, parallel=parallel, callbacks=[EMA(.9)] if ema else [], **kw)
     t.fit(epochs=epochs)
-    out = t.predict(t.data.valid.tensors[0] if hasattr(t.data.valid,'tensors') else torch.arange(10).view(2,5))
+    out = t.predict(torch.arange(10).view(2,5))
     row = t.history.rows[-1]
     return dict(w=weights(t), val=t.validate()['val_loss'], steps=t.step, norm=row.get('grad_norm'), out=out, said=str(t.explain()), train=row['loss'])
 
@@ -120,8 +120,8 @@ def take(paths, n, **how):
         loaded = torch.cat([t.parallel.whole(torch.as_tensor(v)).float().flatten() for s in t.optimizer.state_dict()['state'].values() for v in s.values()])
         mean = torch.cat([t.parallel.whole(torch.as_tensor(m)).flatten() for m in t.callbacks[0].mean])
         w,val = weights(t),t.validate()['val_loss']
-        t.fit(epochs=1)
-        out.append(dict(w=w, val=val, state=loaded, mean=mean, more=weights(t)))
+        if path.name in ('sharded-3','single'): t.fit(epochs=1)
+        out.append(dict(w=w, val=val, state=loaded, mean=mean, more=weights(t) if path.name in ('sharded-3','single') else None))
     return out
 
 
@@ -142,8 +142,7 @@ def test_whole_and_sharded_checkpoints_load_on_any_number_of_processes(saved):
     paths = [folder/f'{kind}-{n}' for kind in ('full','sharded') for n in results] + [folder/'single']
     assert sorted(p.name for p in (folder/'sharded-3').iterdir())[-1]=='training.pt' and len(list((folder/'sharded-3').glob('shard-*')))==3
     assert sum(p.stat().st_size for p in (folder/'full-2').iterdir()) and (folder/'sharded-2'/'training.pt').stat().st_size < (folder/'full-2'/'training.pt').stat().st_size
-    takers = dict(one=[take(paths, 1)], ddp=launch(take, paths, 2, kind='ddp', nprocs=2, timeout=200), fsdp2=launch(take, paths, 2, kind='fsdp', nprocs=2, timeout=200),
-        fsdp3=launch(take, paths, 3, kind='fsdp', nprocs=3, timeout=200), fsdp4=launch(take, paths, 4, kind='fsdp', shard=2, checkpoint='sharded', nprocs=4, timeout=200))
+    takers = dict(one=[take(paths, 1)], ddp=launch(take, paths, 2, kind='ddp', nprocs=2, timeout=200), fsdp3=launch(take, paths, 3, kind='fsdp', nprocs=3, timeout=200), fsdp4=launch(take, paths, 4, kind='fsdp', shard=2, checkpoint='sharded', nprocs=4, timeout=200))
     more = takers['one'][0][-1]['more']
     for name,ranks in takers.items():
         for rank in ranks:
@@ -151,7 +150,7 @@ def test_whole_and_sharded_checkpoints_load_on_any_number_of_processes(saved):
                 want = single if path.name=='single' else results[int(path.name[-1])][path.name.split('-')[0]]
                 for k in 'w','state','mean': assert torch.equal(got[k], want[k]), (name, path.name, k)
                 assert abs(got['val']-want['val'])<1e-6
-                torch.testing.assert_close(got['more'], more, rtol=0, atol=2e-5)
+                if got['more'] is not None: torch.testing.assert_close(got['more'], more, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize('kind', ['full','sharded'])
@@ -235,18 +234,17 @@ def test_options_change_no_number(tmp_path):
             if spare: checkpoint_activations(model, spare)
             t = Trainer(model, data(6), loss, lr=.01, clip=.5, parallel='ddp' if name=='ddp' else fsdp(**how), compile=compile)
             t.fit(epochs=1)
-            out[name] = weights(t), t.mode, t._why['device']
+            out[name] = weights(t), t.mode, str(t.explain())
         one('ddp')
-        for name,how in dict(plain={}, offload=dict(offload=True), groups=dict(shard=2), kept=dict(reshard=False), some=dict(reshard=2), ahead=dict(prefetch=1), whole=dict(blocks=[]) , named=dict(blocks=Block)).items(): one(name, **how)
-        for spare in 'recompute','cpu': one(spare, spare=spare)
-        one('compiled', compile='blocks')
+        for name,how in dict(plain={}, offload=dict(offload=True), groups=dict(shard=2), kept=dict(reshard=False, prefetch=1), some=dict(reshard=2, blocks=Block), whole=dict(blocks=[])).items(): one(name, **how)
+        one('cpu', spare='cpu')
         one('both', spare='recompute', compile='blocks')
         return out
     for rank in launch(work, nprocs=4, timeout=300):
         want = rank['ddp'][0]
         for name,(w,mode,_) in rank.items():
             torch.testing.assert_close(w, want, rtol=0, atol=1e-5, msg=name)
-            assert mode==('compiled' if name in ('compiled','both') else 'eager'), name
+            assert mode==('compiled' if name=='both' else 'eager'), name
         assert 'in each of 2 groups' in rank['groups'][2] and '3 Block and the rest' in rank['plain'][2]
 
 
@@ -315,7 +313,7 @@ def test_sixteen_bits():
             seen = {}
             model.blocks[0].up.register_forward_pre_hook(lambda m, args, seen=seen: seen.setdefault('w', m.weight.dtype) and None)
             model.blocks[0].norm.register_forward_pre_hook(lambda m, args, seen=seen: seen.setdefault('x', args[0].dtype) and None)
-            t = Trainer(model, data(12), loss, lr=.01, parallel=fsdp(**how), precision=precision)
+            t = Trainer(model, data(12, 101, 25), loss, lr=.01, parallel=fsdp(**how), precision=precision)
             t.fit(epochs=1)
             out[name] = weights(t), [str(seen[k]).removeprefix('torch.') for k in 'xw']
         return out
@@ -352,8 +350,8 @@ def test_bad_input():
         t.model.late = nn.Linear(2,2)
         refused('late', lambda: t.save('never'))
         return said
-    expected = dict(optimizer='made before the model is cut.*the class or a partial', again='has been cut before', differs='the model of rank 1 differs from that of rank 0.*words.weight', missing='differs.*head.weight',
-        groups='2 ranks cannot be groups of shard=3.*use one of 1, 2', kind='use "full" or "sharded"', few='1 parameters cannot be cut over 2 ranks', wrapped='wrapped in DistributedDataParallel', meta='scale of Words got no contents.*init=function', file='there are no weights here', late='late.weight, late.bias came into the model after it was cut')
+    expected = dict(optimizer='made before the model is cut.*the class or a partial', again='has been cut before', differs='rank 1 has another model than rank 0.*words.weight', missing='rank 1 has another model.*head.weight',
+        groups='2 ranks cannot be groups of shard=3.*use one of 1, 2', kind='use "full" or "sharded"', few='1 parameters cannot be cut over 2 ranks', wrapped='in DistributedDataParallel already', meta='scale of Words got no contents.*init=function', file='there are no weights here', late='late.weight, late.bias came into the model after it was cut')
     import re
     for said in launch(work, nprocs=2, timeout=120):
         for name,pattern in expected.items(): assert re.search(pattern, said[name], re.I), (name, said[name])

@@ -7,7 +7,7 @@
 # %% auto #0
 __all__ = ['units_of', 'check_model', 'load_slices', 'policy_of', 'shard_model', 'sharded_bytes']
 
-# %% ../../nbs/ddp/03a_cutting.ipynb #bc1fbbb4
+# %% ../../nbs/ddp/03a_cutting.ipynb #6ba81c5f
 import copy
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from ..core import MlstackError
 from ..trainer.checkpoints import misfit
 from ..trainer.modes import repeated_blocks
-from ..trainer.parts import part_of
+from ..trainer.parts import own_part
 from .memory import blocks_of
 
 # %% ../../nbs/ddp/03a_cutting.ipynb #3e751b5e
@@ -112,13 +112,13 @@ class _Filler:
             if id(t) not in self.made: self.made[id(t)] = t,self._get(module,n) # with the one on meta, so that its id stays its own
             elif n in module._parameters: module._parameters[n] = self.made[id(t)][1]
 
-# %% ../../nbs/ddp/03a_cutting.ipynb #6944b465
+# %% ../../nbs/ddp/03a_cutting.ipynb #4012ad41
 def _read(rows, t):
     "Of a tensor in a file what belongs into `t`."
     if not isinstance(t, DTensor): return rows[:] if t.dim() else rows[...]
-    mine = part_of(torch.arange(len(t)), t, [0])
+    mine = own_part(torch.arange(len(t)), t, [0])
     lines = rows[int(mine[0]):int(mine[-1])+1] if len(mine) else rows[0:0]
-    return part_of(lines, t, range(1,t.dim()))
+    return own_part(lines, t, range(1,t.dim()))
 
 def load_slices(
     model, # cut or not
@@ -136,7 +136,7 @@ def load_slices(
     with torch.no_grad():
         for k,t in mine.items(): (t.to_local() if isinstance(t,DTensor) else t).copy_(_read(found[k], t))
 
-# %% ../../nbs/ddp/03a_cutting.ipynb #9d3f6433
+# %% ../../nbs/ddp/03a_cutting.ipynb #7b685542
 _types = dict(bf16=torch.bfloat16, fp16=torch.float16)
 
 def policy_of(precision):
@@ -152,9 +152,11 @@ def _same_random(mesh, device):
     for i in range(mesh.ndim): dist.broadcast(state, group=mesh.get_group(i), group_src=0)
     of.set_rng_state(state.cpu())
 
-def _let_go(model, *_):
+def _letting_go(units):
     "After a forward pass without gradients nothing may stay gathered: it would be out of date after the next update."
-    if not torch.is_grad_enabled(): model.reshard()
+    def hook(*_):
+        for u in () if torch.is_grad_enabled() else units: u.reshard()
+    return hook
 
 def shard_model(
     model,           # changed in place; also one on meta
@@ -180,7 +182,7 @@ def shard_model(
         if id(m) in inner: fully_shard(m, reshard_after_forward=reshard, mp_policy=replace(policy, output_dtype=None), **how)
     fully_shard(model, mp_policy=policy, **({} if reshard is True else dict(reshard_after_forward=reshard)), **how) # True: torch keeps the last unit gathered
     for i,u in enumerate(units if prefetch else ()): u.set_modules_to_forward_prefetch(units[i+1:i+1+prefetch])
-    model.register_forward_hook(_let_go)
+    model.register_forward_hook(_letting_go([*units,model]))
     if weights is not None: load_slices(model, weights)
     return model
 

@@ -9,28 +9,30 @@ The work is done by torch's `fully_shard` (FSDP2); which modules it cuts, in whi
 # %% auto #0
 __all__ = ['norm_of', 'settle', 'sharding_mesh', 'FSDP', 'Aside']
 
-# %% ../../nbs/ddp/04_sharding.ipynb #d75e27f0
+# %% ../../nbs/ddp/04_sharding.ipynb #c863a2aa
 from contextlib import contextmanager
-from itertools import zip_longest
 import torch, torch.distributed as dist
 from fastcore.basics import patch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
 from ..core import MlstackError, context
 from ..trainer.parts import as_cut
 from ..trainer.step import Single
 from .cutting import check_model, load_slices, shard_model, units_of
 from .launching import join_group
+from .parallel import agree as agree_on, check_same, layout, norms_of
 
-# %% ../../nbs/ddp/04_sharding.ipynb #25dd57d4
+# %% ../../nbs/ddp/04_sharding.ipynb #a013a60b
 def _refuse(what, do): raise MlstackError(what, 'FSDP', do)
 
 def norm_of(params, limit=None, device=None):
     "The norm of the gradients, wherever their parts are, as a plain tensor on every process; clipped to `limit`."
     groups,parts = {},[]
-    for g in (p.grad for p in params if p.grad is not None):
-        if isinstance(g, DTensor) and any(p.is_partial() for p in g.placements): g = g.full_tensor()
+    for p in params:
+        if (g := p.grad) is None: continue
+        if isinstance(g, DTensor) and any(o.is_partial() for o in g.placements): # a sum that is still to be made
+            g = p.grad = g.redistribute(placements=[Replicate() if o.is_partial() else o for o in g.placements])
         key,part = ((g.device_mesh,g.placements),g.to_local()) if isinstance(g, DTensor) else (None,g)
         groups.setdefault(key,[]).append(part)
         parts.append(part)
@@ -69,7 +71,7 @@ def settle(model):
     for m in model.modules():
         if isinstance(m, FSDPModule): m.reshard()
 
-# %% ../../nbs/ddp/04_sharding.ipynb #78fa9f22
+# %% ../../nbs/ddp/04_sharding.ipynb #d2afec88
 def sharding_mesh(shard=None, kind='cpu'):
     "The ranks as (replicate, shard), or as one dimension where all cut together."
     n = dist.get_world_size()
@@ -118,6 +120,7 @@ class FSDP(Single):
         dist.all_reduce(tensor)
         return tensor
     def norm(self, params, limit=None): return norm_of(params, limit, self.device)
+    def says(self): return dict(sharding=f'sharded: {self.said}') if self.said else {}
 
     @contextmanager
     def no_sync(self, model):
@@ -125,22 +128,16 @@ class FSDP(Single):
         try: yield
         finally: model.set_requires_gradient_sync(True)
 
-# %% ../../nbs/ddp/04_sharding.ipynb #2d00235e
-def _outline(model): return [(n,tuple(p.shape),str(p.dtype),p.requires_grad) for n,p in model.named_parameters()]
-
+# %% ../../nbs/ddp/04_sharding.ipynb #d65d617a
 @patch
 def broadcast(self:FSDP, model):
     "Give every rank the contents of rank 0, one tensor at a time; a model on meta has none."
-    said = [None]*self.processes
-    dist.all_gather_object(said, _outline(model))
-    if r := next((r for r,o in enumerate(said) if o!=said[0]), None):
-        other = next((b or a for a,b in zip_longest(said[0], said[r]) if a!=b), ('',))[0]
-        _refuse(f'the model of rank {r} differs from that of rank 0: {other}', 'build the same model on every rank')
-    for t in model.state_dict().values():
-        if not isinstance(t, torch.Tensor) or t.is_meta: continue
-        sent = t.to(self.device)
+    check_same(dict(model=(layout(model), 'build the same model on every rank')))
+    for t in (*model.parameters(), *model.buffers()):
+        if t.is_meta: continue
+        sent = t.detach().to(self.device)
         dist.broadcast(sent, 0)
-        if sent is not t: t.copy_(sent)
+        if sent.device!=t.device: t.detach().copy_(sent)
 
 @patch
 def prepare(self:FSDP, trainer):
@@ -152,40 +149,50 @@ def wrap(self:FSDP, model):
     "Cut the model in place; its optimizer is made afterwards."
     before,units = sum(p.numel() for p in model.parameters()),[type(u).__name__ for u in units_of(model, self.how['blocks'])]
     shard_model(model, self.mesh, precision=self.precision or self.computes_in, **self.how)
-    if any(b.is_floating_point() for b in model.buffers()): self._share_buffers(model)
     n,copies = self.mesh.size(self.mesh.ndim-1),self.mesh.size()//self.mesh.size(self.mesh.ndim-1)
     self.said = f'{len(units)} {" and ".join(dict.fromkeys(units))} and the rest' if units else 'one unit, since no repeated blocks were found'
     self.said += f', each cut over {n} ranks' + (f' in each of {copies} groups' if copies>1 else '') + f': {sum(p.to_local().numel() for p in model.parameters()):,} of {before:,} parameters are here'
     return model
 
 @patch
-def _share_buffers(self:FSDP, model):
-    "Running statistics are those of rank 0, sent before a forward pass as data parallelism does."
-    stale = [True]
-    def send(*_):
-        for b in model.buffers() if stale[0] or model.training else ():
-            for i in range(self.mesh.ndim if b.is_floating_point() else 0): dist.broadcast(b, group=self.mesh.get_group(i), group_src=0)
-        stale[0] = model.training
-    model.register_forward_pre_hook(send)
+def check(self:FSDP, model):
+    "Raise for parameters that were not there when the model was cut."
+    settle(model)
+    if new := [n for n,p in model.named_parameters() if not isinstance(p, DTensor)]: _refuse(f'{", ".join(new[:3])} came into the model after it was cut, and no rank sends its gradient', 'make all parameters before Trainer(...).fit')
 
-# %% ../../nbs/ddp/04_sharding.ipynb #ad9da66e
+@patch
+def agree(self:FSDP, trainer):
+    self.check(trainer.model)
+    agree_on(trainer)
+
+@patch
+def meet(self:FSDP, trainer):
+    "Running statistics are those of rank 0, where somebody is about to look at the model."
+    self.check(trainer.model)
+    for m in norms_of(trainer.model):
+        for b in m.buffers(recurse=False): dist.broadcast(b, 0)
+
+# %% ../../nbs/ddp/04_sharding.ipynb #ce5f06aa
 class Aside:
     "The same processes, for a thread that writes while they train."
     device = torch.device('cpu')
     def __init__(self, parallel):
-        self.main,self.number,self.group,mesh = parallel.main,parallel.number,dist.new_group(backend='gloo'),parallel.mesh
-        self.mesh = mesh if mesh.device_type=='cpu' else DeviceMesh('cpu', mesh.mesh, mesh_dim_names=mesh.mesh_dim_names)
+        self.main,self.number,self.group,self.mesh = parallel.main,parallel.number,dist.new_group(backend='gloo'),parallel.mesh
+        self.twin = None if self.mesh.device_type=='cpu' else DeviceMesh('cpu', self.mesh.mesh, mesh_dim_names=self.mesh.mesh_dim_names)
     def share(self, tensor):
         dist.all_reduce(tensor, group=self.group)
         return tensor
-    def like(self, t, local): return DTensor.from_local(local, self.mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
+    def like(self, t, local):
+        "The cut tensor `t` with this copy of its part on the host; one of another mesh is copied where it is."
+        mesh = t.device_mesh if t.device_mesh.device_type=='cpu' else self.twin if t.device_mesh==self.mesh else None
+        return t.detach().clone() if mesh is None else DTensor.from_local(local, mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
 
 @patch
 def aside(self:FSDP):
     if self._aside is None: self._aside = Aside(self)
     return self._aside
 
-# %% ../../nbs/ddp/04_sharding.ipynb #eccfbdfa
+# %% ../../nbs/ddp/04_sharding.ipynb #f25d6a42
 def _full(t):
     "The whole of a cut tensor, on all ranks; a part that is kept on the CPU travels from the device of its mesh."
     away = t.to_local().device.type!=t.device_mesh.device_type
@@ -203,8 +210,7 @@ def _kept(self:FSDP, state):
 
 @patch
 def model_state(self:FSDP, model):
-    settle(model)
-    if new := [n for n,p in model.named_parameters() if not isinstance(p, DTensor)]: _refuse(f'{", ".join(new[:3])} came into the model after it was cut, and no rank sends its gradient', 'make all parameters before Trainer(...).fit')
+    self.check(model)
     return self._kept(model.state_dict())
 
 @patch

@@ -74,7 +74,7 @@ def load_weights(
     model.load_state_dict(state)
     return note
 
-# %% ../../nbs/trainer/05a_exporting.ipynb #50325367
+# %% ../../nbs/trainer/05a_exporting.ipynb #a85b93f9
 class Exporting:
     "The part of a trainer that writes models for others."
 

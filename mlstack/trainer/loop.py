@@ -111,7 +111,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         "Call the hook `name` of everybody who overrides it."
         for hook in self._hooks[name]: hook(self)
 
-# %% ../../nbs/trainer/11_loop.ipynb #60315451
+# %% ../../nbs/trainer/11_loop.ipynb #3bf4c3da
 @patch
 def setup(self:Trainer):
     "Place the model and make the optimizer, once."
@@ -126,7 +126,7 @@ def setup(self:Trainer):
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})
-    self._why['device'] = f'{self.device.type}, ' + (f'{p.processes} processes ({type(p).__name__}{": "+p.said if getattr(p,"said","") else ""})' if p.processes>1 else 'one process')
+    self._why['device'] = f'{self.device.type}, ' + (f'{p.processes} processes ({type(p).__name__})' if p.processes>1 else 'one process')
     self.scheduler = None
     if self.opt is None: self._why['opt'] = 'no optimizer: the step makes its own updates'; return
     if isinstance(self.opt, torch.optim.Optimizer): check_instance(self.opt, self.model, self.lr)
