@@ -60,8 +60,10 @@ def _part_backward(grad, q, k, v, out, lse, causal, scale):
     none = torch.empty(0, dtype=torch.int64, device=q.device)
     return [g.float() for g in torch.ops.aten._scaled_dot_product_flash_attention_backward(grad, q, k, v, out.to(q.dtype), lse, none, none, q.shape[2], k.shape[2], 0., causal, none, none, scale=scale)]
 
-# %% ../../nbs/ddp/07_sequences.ipynb #8cc6abca
-def parts_of(rank:int, ranks:int): return rank, 2*ranks-1-rank
+# %% ../../nbs/ddp/07_sequences.ipynb #f06f3b68
+def parts_of(rank:int, ranks:int):
+    "The two parts of a sequence that a process has."
+    return rank, 2*ranks-1-rank
 
 def shard(t, rank:int, ranks:int, dim:int=1):
     "The positions of one process."
