@@ -106,14 +106,14 @@ def check(got, cases, **other):
             except AssertionError as e: raise AssertionError(f'{name}: {e}') from None
 
 
-def test_two_parts_are_one_process(): check(launch(all_of_them, list(cases.values()), nprocs=2, timeout=150, output='none'), cases)
+def test_two_parts_are_one_process(): check(launch(all_of_them, list(cases.values()), nprocs=2, timeout=400, output='none'), cases)
 
 
 def test_four_parts_and_two_copies_of_two_parts():
     four = {k: cases[k] for k in ('causal', 'rotary')}
-    check(launch(all_of_them, list(four.values()), nprocs=4, timeout=150, output='none'), four)
+    check(launch(all_of_them, list(four.values()), nprocs=4, timeout=400, output='none'), four)
     copies = {k: cases[k] | dict(cut=dict(n=2), batch_size=4) for k in ('causal', 'counted')}
-    check(launch(all_of_them, list(copies.values()), nprocs=4, timeout=150, output='none'), copies, batch_size=8)
+    check(launch(all_of_them, list(copies.values()), nprocs=4, timeout=400, output='none'), copies, batch_size=8)
 
 
 def test_dropout_is_reproducible_and_resumes(tmp_path):
@@ -122,7 +122,7 @@ def test_dropout_is_reproducible_and_resumes(tmp_path):
         a, b = train(**kw), train(**kw)
         train(epochs=1, save=folder, **kw)
         return a, b, train(save=folder, resume=True, **kw)
-    for a, b, c in launch(work, str(tmp_path), nprocs=2, timeout=100, output='none'):
+    for a, b, c in launch(work, str(tmp_path), nprocs=2, timeout=300, output='none'):
         assert a['losses'] == b['losses'] and a['losses'][-4:] == c['losses'][-4:]
         for k in a['state']: assert torch.equal(a['state'][k], c['state'][k])
 
@@ -151,5 +151,5 @@ def test_what_cannot_be_cut_is_said():
         try: t.setup(); out.append('fine')
         except Exception as e: out.append(str(e))
         return out
-    for got in launch(several, nprocs=2, timeout=60, output='none'):
+    for got in launch(several, nprocs=2, timeout=300, output='none'):
         for said, want in zip(got, ('2 processes are not a whole number of groups of 3', 'compile=True does not go', 'drops 10%', 'is not the same with its sequence cut', 'is not the same with its sequence cut'), strict=True): assert want in said, (want, said)

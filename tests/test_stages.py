@@ -110,7 +110,7 @@ def plain(kw): return {k: v for k, v in kw.items() if k != 'pipe'}
 def test_two_stages_are_one_process():
     def all_of_them(cases):
         return [train(**kw) for kw in cases]
-    got = launch(all_of_them, list(cases.values()), nprocs=2, timeout=150, output='none')
+    got = launch(all_of_them, list(cases.values()), nprocs=2, timeout=400, output='none')
     for i, (name, kw) in enumerate(cases.items()):
         want = train(**plain(kw))
         for rank in got:
@@ -128,7 +128,7 @@ def test_four_processes_are_one(tmp_path):
         on = kw | dict(epochs=None, schedule=None)
         train(pipe=dict(stages=2), save=f'{folder}/run', steps=4, **on)
         return out, train(pipe=dict(stages=4), save=f'{folder}/run', resume=True, steps=9, **(on | dict(batch_size=16)))
-    got = launch(all_of_them, str(tmp_path), nprocs=4, timeout=200, output='none')
+    got = launch(all_of_them, str(tmp_path), nprocs=4, timeout=400, output='none')
     kw = kw | dict(batch_size=16)
     wants = [train(**kw), train(**kw), train(tied=True, **kw), train(step=counted, loss=None, metrics=None, accumulate=2, **(kw | dict(batch_size=8)))]
     straight = train(steps=9, **(kw | dict(epochs=None, schedule=None)))
@@ -151,7 +151,7 @@ def test_dropout_is_reproducible_resumable_and_different_on_each_stage(tmp_path)
         train(save=folder, **(kw | dict(epochs=1)))
         c = train(save=folder, resume=True, **kw)
         return a, b, c
-    for a, b, c in launch(work, str(tmp_path), nprocs=2, timeout=100, output='none'):
+    for a, b, c in launch(work, str(tmp_path), nprocs=2, timeout=300, output='none'):
         assert a['losses'] == b['losses']
         assert a['losses'][-5:] == c['losses'][-5:]
         torch.testing.assert_close(a['out'], c['out'], rtol=0, atol=0)
@@ -168,7 +168,7 @@ def test_dropout_is_reproducible_resumable_and_different_on_each_stage(tmp_path)
         t = Trainer(nn.Sequential(Noise(), Noise()), Data.from_tensors((1+torch.rand(8, 8), torch.zeros(8, 8)), batch_size=8), loss=F.mse_loss, parallel=Pipeline(microbatches=2))
         t.fit(steps=1)
         return torch.cat(seen[-2:])
-    a, b = launch(masks, nprocs=2, timeout=60)
+    a, b = launch(masks, nprocs=2, timeout=300)
     assert not torch.equal(a, b) and not torch.equal(a[:4], a[4:])
 
 
@@ -188,5 +188,5 @@ def test_what_cannot_be_done_is_said():
                 refused(pipe=dict(split='blocks.9')), refused(step=twice, loss=None)]
     wants = ['2 processes are not a whole number of pipelines of 3 stages', '15 items are not 4 equal microbatches: 15 = 4 x 3 + 3', '1 microbatches are fewer than 2 stages', "schedule='1b1f' is not known", 'rounds=2 with schedule',
              'knows nothing of stages', 'averaged weights are not kept', 'compile=True does not go with stages', 'no batch that could be looked at', 'cannot be cut into 2 pieces', 'blocks.1, blocks.2', 'calls the model twice']
-    for got in launch(all_of_them, nprocs=2, timeout=100, output='none'):
+    for got in launch(all_of_them, nprocs=2, timeout=300, output='none'):
         for said, want in zip(got, wants, strict=True): assert want in said, (want, said)

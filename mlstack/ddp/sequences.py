@@ -60,8 +60,10 @@ def _part_backward(grad, q, k, v, out, lse, causal, scale):
     none = torch.empty(0, dtype=torch.int64, device=q.device)
     return [g.float() for g in torch.ops.aten._scaled_dot_product_flash_attention_backward(grad, q, k, v, out.to(q.dtype), lse, none, none, q.shape[2], k.shape[2], 0., causal, none, none, scale=scale)]
 
-# %% ../../nbs/ddp/07_sequences.ipynb #8cc6abca
-def parts_of(rank:int, ranks:int): return rank, 2*ranks-1-rank
+# %% ../../nbs/ddp/07_sequences.ipynb #f06f3b68
+def parts_of(rank:int, ranks:int):
+    "The two parts of a sequence that a process has."
+    return rank, 2*ranks-1-rank
 
 def shard(t, rank:int, ranks:int, dim:int=1):
     "The positions of one process."
@@ -263,7 +265,7 @@ def forward(self:Sequences, model):
         return self.gathered(out, length)
     return through
 
-# %% ../../nbs/ddp/07_sequences.ipynb #e2e1bb11
+# %% ../../nbs/ddp/07_sequences.ipynb #f07fe219
 @patch
 def prepare(self:Sequences, trainer):
     "Before the model is wrapped: find a batch to look at it with."
@@ -280,7 +282,8 @@ def wrap(self:Sequences, model):
     "Find the blocks, check that cut and whole agree, and average gradients over all processes."
     from torch.nn.parallel import DistributedDataParallel
     _,length = self._arguments(self.plain, self.few)
-    with _quiet(model): chain = [c.module for c in chain_of(_Watch(model)(lambda: self.plain(model, self.few)), 1)]
+    with _quiet(model): chain = [c.module for c in chain_of(_Watch(model)(lambda: self.plain(model, self.few)))]
+    if len(chain)<2: raise TrainerError(f'{type(model).__name__} has no row of modules of which each takes what the one before gives', 'Sequences', 'write its blocks so that one tensor goes from each to the next')
     for m in chain: m.forward = _Block(self, m)
     self._check(model, length)
     names = {m: n for n,m in model.named_modules()}

@@ -320,7 +320,7 @@ def _stage_class():
 
 def _divisor(n, most): return max(d for d in range(1, min(n,most)+1) if n%d==0)
 
-# %% ../../nbs/ddp/06_stages.ipynb #d8dce632
+# %% ../../nbs/ddp/06_stages.ipynb #49f92f94
 class Pipeline(Single):
     "Pipeline parallelism: each process has a stage of the model, and microbatches go through them."
     number,processes = 0,1
@@ -352,7 +352,8 @@ class Pipeline(Single):
         "Stages lie far apart, copies of a stage side by side: copies send far more."
         from torch.distributed.device_mesh import init_device_mesh
         if mesh is None: mesh = init_device_mesh(torch.device(self.device).type, (self.stages,self.processes//self.stages), mesh_dim_names=('pp','dp'))
-        self.mesh,self.line = mesh,mesh['pp'].get_group()
+        self.line = mesh['pp'].get_group()
+        self.grid = mesh.mesh.movedim(mesh.mesh_dim_names.index('pp'),0).reshape(self.stages,-1) # processes: stages and copies
         self.copies = mesh['dp'].get_group() if 'dp' in mesh.mesh_dim_names else None
         self.stage = mesh['pp'].get_local_rank()
         self.rank,self.world_size = (mesh['dp'].get_local_rank(),mesh['dp'].size()) if self.copies is not None else (0,1)
@@ -380,7 +381,7 @@ class Pipeline(Single):
             torch.distributed.broadcast(there, 0)
             t.copy_(there)
 
-# %% ../../nbs/ddp/06_stages.ipynb #8dea913f
+# %% ../../nbs/ddp/06_stages.ipynb #0a49194c
 def first_batch(t, example, where):
     "A batch to look at a model with: `example`, or the first of the training data, which is read again later."
     src = None if t.data is None else t.data.train
@@ -432,13 +433,13 @@ def wrap(self:Pipeline, model):
     for copy in range(self.world_size): # every process takes part in making each group
         for who in owners:
             if len(who)<2: continue
-            ranks = [int(self.mesh.mesh.reshape(self.stages,-1)[k,copy]) for k in who]
+            ranks = [int(self.grid[k,copy]) for k in who]
             group = dist.new_group(ranks)
             if copy==self.rank and self.stage in who: self.tied[who] = group
     self.holds = {p: tuple(sorted({k%self.stages for k in users})) for p,users in s.users.items()}
     return model
 
-# %% ../../nbs/ddp/06_stages.ipynb #87caae78
+# %% ../../nbs/ddp/06_stages.ipynb #3d8d2cfa
 @patch
 def play(self:Pipeline, piece, hidden, chunk):
     "One piece of one microbatch; without a chunk torch only wants to know the shapes."
@@ -481,7 +482,7 @@ def _through(self:Pipeline, batch):
 def make_step(self:Pipeline, trainer, forward, model=None, optimizer=None, before_update=(), after_update=(), accumulate=1, **_):
     "The trainer's step, of which each process does its stage."
     import torch.distributed as dist
-    params,first = [p for g in optimizer.param_groups for p in g['params']], int(self.mesh.mesh.reshape(self.stages,-1)[0,self.rank])
+    params,first = [p for g in optimizer.param_groups for p in g['params']], self._at(0)
     state = torch.get_rng_state().to(self.device)
     dist.broadcast(state, first, group=self.line) # from here on the stages draw the same numbers
     torch.set_rng_state(state.cpu())
@@ -500,7 +501,7 @@ def make_step(self:Pipeline, trainer, forward, model=None, optimizer=None, befor
         return values
     return step
 
-# %% ../../nbs/ddp/06_stages.ipynb #4218c88e
+# %% ../../nbs/ddp/06_stages.ipynb #2db7ee3a
 @patch
 def _told(self:Pipeline, params):
     "Losses and metrics of the last stage on all of them; gradients as those of the whole batch."
@@ -525,7 +526,7 @@ def _told(self:Pipeline, params):
     return {k: v*share for k,v in values.items()} | {'count': total}
 
 @patch
-def _at(self:Pipeline, stage): return int(self.mesh.mesh.reshape(self.stages,-1)[stage,self.rank])
+def _at(self:Pipeline, stage): return int(self.grid[stage,self.rank])
 
 @patch
 def _join_gradients(self:Pipeline, params):
