@@ -24,6 +24,9 @@ def one_step(model, x, mask):
     return out.loss.detach(), out.logits.detach()
 
 
+def said(*names): return lambda m: f'{", ".join(names)}: {m}'
+
+
 def main():
     mesh = Mesh(tp=2)
     for name,make in families().items():
@@ -40,9 +43,9 @@ def main():
         assert cut, name
         work = Mesh(tp=2)
         work.wrap(model)
-        for a,b in zip(one_step(model, x, mask), wanted): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m: f'{name}: {m}')
+        for a,b in zip(one_step(model, x, mask), wanted): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=said(name))
         for (n,p),q in zip(model.named_parameters(), alone.parameters(), strict=True):
-            torch.testing.assert_close(work.cut.back(n, p.grad.full_tensor()), q.grad, rtol=1e-3, atol=1e-6, msg=lambda m: f'{name}, {n}: {m}')
+            torch.testing.assert_close(work.cut.back(n, p.grad.full_tensor()), q.grad, rtol=1e-3, atol=1e-6, msg=said(name, n))
         if mesh.main: print(name, 'equal', flush=True)
     if mesh.main: print('all equal')
     dist.destroy_process_group()

@@ -9,7 +9,7 @@ Neighbours in the last dimension are neighbours in rank, so `tp` stays inside of
 # %% auto #0
 __all__ = ['MeshError', 'even', 'Mesh', 'TensorParallel']
 
-# %% ../../nbs/ddp/05_meshes.ipynb #b94bf404
+# %% ../../nbs/ddp/05_meshes.ipynb #f9e3c4f4
 import logging, math, os, warnings
 from contextlib import contextmanager
 import torch, torch.distributed as dist
@@ -22,10 +22,10 @@ from ..trainer.parts import as_cut
 from ..trainer.step import Single
 from .launching import join_group
 from .parallel import DDP
-from .plans import apply, plan_for
+from .plans import apply, loss_of_parts, plan_for as planned, whole as plain
 from .sharding import FSDP, norm_of, settle, shard_model, _mapped, _put
 
-# %% ../../nbs/ddp/05_meshes.ipynb #67b2b48a
+# %% ../../nbs/ddp/05_meshes.ipynb #14e927c9
 class MeshError(MlstackError, ValueError):
     "Numbers that do not go together."
 
@@ -48,6 +48,7 @@ class Mesh:
         cp:int=1,          # a part of every sequence
         plan=None,         # of tp: pattern -> style; default: by names
         vocabulary='auto', # tp cuts embedding and head, too
+        apart=False,       # the loss works with parts of the scores
         device=None,       # "cpu" where GPUs are not to be used
         **options          # of FSDP, Pipeline or Sequences
     ):
@@ -55,7 +56,7 @@ class Mesh:
         for k,n in sizes.items():
             if type(n) is not int or (n<1 and n!=-1): raise MeshError(f'{k}={n!r}', 'Mesh', 'give a whole number of 1 or more, or -1 for what is left')
         if sum(n==-1 for n in sizes.values())>1: raise MeshError(f'{" and ".join(k for k,n in sizes.items() if n==-1)} are both -1', 'Mesh', 'one of them may be what is left')
-        self.__dict__.update(sizes=sizes, plan=plan, vocabulary=vocabulary, asked=device, options=options, _mesh=None, _engine=None)
+        self.__dict__.update(sizes=sizes, plan=plan, vocabulary=vocabulary, apart=apart, asked=device, options=options, _mesh=None, _engine=None)
 
     def __getstate__(self): return self.__dict__ | dict(_mesh=None, _engine=None) # a description again, in another process
     def __setstate__(self, state): self.__dict__.update(state)
@@ -127,11 +128,12 @@ def at(self:Mesh):
     "The place of this process in each dimension."
     return {k: 0 if self.mesh is None else self.mesh.get_local_rank(k) for k in self.sizes}
 
-# %% ../../nbs/ddp/05_meshes.ipynb #d0a7feed
+# %% ../../nbs/ddp/05_meshes.ipynb #da78c72f
 class TensorParallel(Single):
     "What a mesh with `tp` is to the trainer."
     def __init__(self, mesh):
         self.mesh,self.at,self.sizes,self.options,self.planned = mesh.mesh,mesh.at,mesh.sizes,mesh.options,mesh.plan_for
+        self.apart = mesh.apart
         self.device,self.cut,self.cuts,self.together = _device(),None,True,self.sizes['shard']>1
         self.rank,self.world_size = self.at['dp']*self.sizes['shard']+self.at['shard'], self.sizes['dp']*self.sizes['shard']
         self.leads = self.at['tp']==0
@@ -158,6 +160,7 @@ class TensorParallel(Single):
         self.cut = self.planned(model)
         self.parameters = self.cut.cut(model)
         apply(self.cut, model, self.mesh['tp'])
+        if self.apart: loss_of_parts()
         dp,shard = self.sizes['dp'],self.sizes['shard']
         if dp*shard==1: return model.to(self.device)
         warnings.filterwarnings('ignore', message='FSDP2-wrapped module .* returned a view') # what leaves a part is a view of it
@@ -179,6 +182,10 @@ class TensorParallel(Single):
         dist.all_reduce(tensor)
         return tensor
     def barrier(self): dist.barrier()
+    def forward(self, model): return model if not self.apart else lambda *args,**named: plain(model(*args,**named)) # validation and prediction see whole scores
+    def make_step(self, trainer, forward, **options):
+        def step(model, batch): return plain(forward(model, batch))
+        return super().make_step(trainer, step if self.apart else forward, **options)
     def norm(self, params, limit=None): return norm_of(params, limit, self.device) # what is cut is added up, what is repeated counts once
 
 def _device(): return torch.device(f'cuda:{context().local_rank}' if dist.get_backend()=='nccl' else 'cpu')
@@ -186,7 +193,7 @@ def _device(): return torch.device(f'cuda:{context().local_rank}' if dist.get_ba
 @patch
 def plan_for(self:Mesh, model):
     "The style of every module, by name, before anything is cut; a table when shown."
-    return plan_for(model, self.sizes['tp'], self.plan, self.vocabulary)
+    return planned(model, self.sizes['tp'], self.plan, self.vocabulary, self.apart)
 
 # %% ../../nbs/ddp/05_meshes.ipynb #dad25897
 @patch

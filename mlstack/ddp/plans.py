@@ -8,9 +8,9 @@ What lies between the two matrices sees a `DTensor`: a tensor with the whole sha
 
 # %% auto #0
 __all__ = ['PlanError', 'enter', 'leave', 'Fused', 'fused_order', 'Whole', 'Columns', 'Rows', 'Lookup', 'divided', 'Plan',
-           'plan_for', 'apply']
+           'plan_for', 'apply', 'whole', 'loss_of_parts']
 
-# %% ../../nbs/ddp/05a_plans.ipynb #ba0bb430
+# %% ../../nbs/ddp/05a_plans.ipynb #e0dbe3f7
 import fnmatch, re
 from functools import partial
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from torch.backends.mha import set_fastpath_enabled
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.experimental import implicit_replication, register_sharding
-from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.distributed.tensor.parallel import ParallelStyle, loss_parallel, parallelize_module
 from torch.utils._pytree import tree_map_only
 from ..core import MlstackError
 
@@ -305,7 +305,7 @@ def _by_hand(model, plan):
         found |= {n: (style, {}, '') for n in names}
     return found
 
-# %% ../../nbs/ddp/05a_plans.ipynb #888431b0
+# %% ../../nbs/ddp/05a_plans.ipynb #89ff2950
 def _checked(name, module, style, tp):
     if isinstance(style, str) and style in ('columns','rows'):
         if not _linear(module): raise PlanError(f'{name} is a {type(module).__name__}', f'style {style!r}', 'columns and rows are for linear layers')
@@ -331,16 +331,27 @@ def apply(
     if any(isinstance(m,nn.TransformerEncoderLayer) for m in model.modules()): set_fastpath_enabled(False) # one call that knows no parts
     if getattr(getattr(model,'config',None),'use_cache',False): model.config.use_cache = False # transformers' cache of keys begins with a tensor without dimensions
     _Localized([model.get_submodule(n) for n in rest if type(model.get_submodule(n)) is nn.Embedding]).on(model) # positions are often read as `pos.weight[:t]`
-    if not any(o.get('gather')==False for _,o,_ in plan.styles.values()): model.register_forward_hook(lambda m,args,out: tree_map_only(DTensor, _plain, out))
+    if not any(o.get('gather')==False for _,o,_ in plan.styles.values()): model.register_forward_hook(lambda m,args,out: whole(out))
     return model
 
-_always = []
+def whole(tree):
+    "Every DTensor in an output as the plain tensor it stands for."
+    return tree_map_only(DTensor, _plain, tree)
+
+def loss_of_parts():
+    "From here on cross entropy takes scores of which each process has its words."
+    _for_good('loss', loss_parallel)
+
+_on = {}
+def _for_good(name, context):
+    if name in _on: return False
+    _on[name] = context()
+    _on[name].__enter__()
+    return True
+
 def _ready(device):
     "Plain tensors beside DTensors, masks and angles for instance, are the same everywhere; and attention on a CPU, of which torch does not say how it is cut."
-    if _always: return
-    _always.append(implicit_replication())
-    _always[0].__enter__()
-    if device!='cpu': return
+    if not _for_good('mixing', implicit_replication) or device!='cpu': return
     aten,ways = torch.ops.aten,(Replicate(),Shard(0),Shard(1))
     def mask(m, p): return None if m is None else Replicate() if p==Replicate() or m.ndim<4 or m.shape[p.dim]==1 else p
     @register_sharding(aten._scaled_dot_product_flash_attention_for_cpu.default)
