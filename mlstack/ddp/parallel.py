@@ -271,10 +271,15 @@ def make_step(self:DDP, trainer, forward, **options):
     return first
 
 @patch
+def settle(self:DDP, model):
+    "What batch norm remembers, also in averaged weights, is rank 0's: other ranks would validate another model, and after a restart have rank 0's."
+    if self.norms: _from_first([b for m in self.norms for b in m.buffers(recurse=False)])
+
+@patch
 def meet(self:DDP, t):
     "All ranks are here, and the model is about to be looked at."
     self.check(t.model)
-    if self.norms and not self.broadcast_buffers: _from_first([b for m in self.norms for b in m.buffers(recurse=False)])
+    if not self.broadcast_buffers: self.settle(t.model)
 
 @patch
 def says(self:DDP) -> dict:

@@ -89,6 +89,7 @@ def _evaluate(self:Evaluating, src, stop):
     forward,names,n,totals,seen = None,['loss',*functions],0,0,False
     model = self.parallel.forward(self.model)
     with torch.no_grad(), self._averaged():
+        self.parallel.settle(self.model)
         for batch,counts in self._in_step(self._placed(src.valid(self.parallel.rank, self.parallel.world_size)), lambda: self._placed(src.valid(0,1))):
             if not counts: self._forward(batch, {}, (), None if hasattr(src,'classes') else src)(model, batch); continue
             if forward is None: forward = self._forward(batch, functions, tuple(m.update for m in objects.values()), None if hasattr(src,'classes') else src)
