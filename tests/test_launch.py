@@ -26,7 +26,7 @@ _torchrun = dict(RANK='1', WORLD_SIZE='4', LOCAL_RANK='1', LOCAL_WORLD_SIZE='2',
 _batch = dict(SLURM_JOB_ID='7', SLURM_PROCID='0', SLURM_NTASKS='4', SLURM_NODELIST='n[1-2]', SLURM_TASKS_PER_NODE='2(x2)', SLURM_LOCALID='0', SLURM_NODEID='0')
 _step = _batch | dict(SLURM_STEP_ID='0', SLURM_STEP_NUM_TASKS='4', SLURM_PROCID='3', SLURM_LOCALID='1', SLURM_NODEID='1')
 _mpi = dict(OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='2', OMPI_COMM_WORLD_LOCAL_RANK='1', OMPI_COMM_WORLD_LOCAL_SIZE='2', PMIX_NAMESPACE='9')
-# as ray/train/torch/config.py sets it (2.60) before it calls the training function
+# as ray/train/torch/config.py sets it before it calls the training function
 _ray = dict(RANK='1', WORLD_SIZE='2', LOCAL_RANK='0', LOCAL_WORLD_SIZE='1', NODE_RANK='1', MASTER_ADDR='10.0.0.1', MASTER_PORT='41000', ACCELERATE_TORCH_DEVICE='cpu')
 
 

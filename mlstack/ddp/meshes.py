@@ -188,7 +188,7 @@ class TensorParallel(Single):
         return super().make_step(trainer, step if self.apart else forward, **options)
     def norm(self, params, limit=None): return norm_of(params, limit, self.device) # what is cut is added up, what is repeated counts once
 
-def _device(): return torch.device(f'cuda:{context().local_rank}' if dist.get_backend()=='nccl' else 'cpu')
+def _device(): return torch.device(f'cuda:{torch.cuda.current_device()}' if dist.get_backend()=='nccl' else 'cpu')
 
 @patch
 def plan_for(self:Mesh, model):

@@ -31,7 +31,7 @@ def _over_ranks(said) -> list: # one a rank; empty if all said the same
     dist.all_gather_object(all_said, said)
     return all_said
 
-def _device(): return f'cuda:{context().local_rank}' if dist.get_backend()=='nccl' else 'cpu'
+def _device(): return f'cuda:{torch.cuda.current_device()}' if dist.get_backend()=='nccl' else 'cpu'
 
 def check_same(
     said:dict # thing -> (name -> plain value, the same on all ranks; what to do)

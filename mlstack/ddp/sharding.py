@@ -98,7 +98,7 @@ class FSDP(Single):
         join_group()
         nccl = dist.get_backend()=='nccl'
         self.mesh = sharding_mesh(shard, 'cuda' if nccl else 'cpu') if mesh is None else mesh
-        self.device = torch.device(f'cuda:{context().local_rank}' if nccl else 'cpu')
+        self.device = torch.device(f'cuda:{torch.cuda.current_device()}' if nccl else 'cpu')
         self.rank,self.world_size = int((self.mesh.mesh.flatten()==dist.get_rank()).nonzero()),self.mesh.size()
         self.precision,self.computes_in,self.checkpoint,self.said,self._aside = precision,None,checkpoint,'',None
         self.how = dict(blocks=blocks, offload=offload, reshard=reshard, prefetch=prefetch, init=init, weights=weights)
