@@ -12,7 +12,6 @@ from tests.slurm import Slurm, probe as slurm_probe, programs as slurm_programs
 house.probes['slurm'] = slurm_probe
 ci = os.environ.get('CI', '').lower() in ('1', 'true', 'yes')
 may_be_missing = ('gpu', 'multi_gpu', 'cloud', 'probe')
-not_run = {}  # kind -> [(test, why)]
 _known = {}   # answers of probes and of the question how many GPUs there are
 
 def _gpus():
@@ -49,33 +48,29 @@ def pytest_runtest_setup(item):
     if lack := _lacks(item):
         kind, why = lack
         if ci and kind == 'server': pytest.fail(f'{why}; install with: {house.apt_line}', pytrace=False)
-        not_run.setdefault(kind, []).append((item.nodeid, why))
-        item.stash[_listed] = True
+        item.user_properties.append(('lacks', kind))
         pytest.skip(why)
-
-_listed = pytest.StashKey()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    "A test that skips itself is listed too, and with CI=true it fails."
+    "With CI=true a test that skips itself has failed."
     rep = yield
-    if rep.skipped and not hasattr(rep, 'wasxfail') and not item.stash.get(_listed, False):
-        if 'empty parameter set' in str(rep.longrepr): return rep  # a chapter of a later issue: there is no such test
-        why = rep.longrepr[2] if isinstance(rep.longrepr, tuple) else str(rep.longrepr)
-        if ci and not any(item.get_closest_marker(o) for o in may_be_missing): rep.outcome, rep.longrepr = 'failed', f'did not run, and CI=true: {why}'
-        else: not_run.setdefault('skipped', []).append((item.nodeid, why))
+    if rep.skipped and not hasattr(rep, 'wasxfail') and not dict(item.user_properties).get('lacks') and 'empty parameter set' not in str(rep.longrepr): # a chapter of a later issue: there is no such test
+        if ci and not any(item.get_closest_marker(o) for o in may_be_missing): rep.outcome, rep.longrepr = 'failed', f'did not run, and CI=true: {_why(rep)}'
     return rep
+
+def _why(rep): return (rep.longrepr[2] if isinstance(rep.longrepr, tuple) else str(rep.longrepr)).removeprefix('Skipped: ')
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
     rep = yield
-    if rep.skipped:
-        why = rep.longrepr[2] if isinstance(rep.longrepr, tuple) else str(rep.longrepr)
-        if ci: rep.outcome, rep.longrepr = 'failed', f'did not run, and CI=true: {why}'
-        else: not_run.setdefault('skipped', []).append((collector.nodeid, why))
+    if rep.skipped and ci: rep.outcome, rep.longrepr = 'failed', f'did not run, and CI=true: {_why(rep)}'
     return rep
 
 def pytest_terminal_summary(terminalreporter):
+    not_run = {} # kind -> [(test, why)]; from the reports, which also come from other processes
+    for rep in terminalreporter.stats.get('skipped', []):
+        if 'empty parameter set' not in str(rep.longrepr): not_run.setdefault(dict(getattr(rep, 'user_properties', ())).get('lacks', 'skipped'), []).append((rep.nodeid, _why(rep)))
     if not not_run: return
     terminalreporter.section('not run here')
     for kind, tests in not_run.items():

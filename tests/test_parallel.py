@@ -90,8 +90,8 @@ def test_ranks_are_one_process_with_the_same_global_batch(world):
         alone,losses,steps = train(name, world)
         for weights,seen,n in (r[name] for r in ranks):
             assert torch.equal(weights, ranks[0][name][0]) and n == steps, name
-            torch.testing.assert_close(weights, alone, rtol=1e-4, atol=2e-6, msg=lambda m: f'{name}: {m}')
-            torch.testing.assert_close(seen, losses, rtol=1e-5, atol=1e-6, msg=lambda m: f'{name}: {m}')
+            assert torch.allclose(weights, alone, rtol=1e-4, atol=2e-6), (name, weights-alone)
+            assert seen == pytest.approx(losses, rel=1e-5), name
 
 
 # ---------------------------------------------------------------------------------------------------------------------

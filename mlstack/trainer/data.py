@@ -125,7 +125,7 @@ class Tensors(Source):
         whole,rest = divmod(self.n, self._together(world_size))
         return whole + (not self.drop_last and rest>0)
 
-# %% ../../nbs/trainer/01_data.ipynb #8003c4f1
+# %% ../../nbs/trainer/01_data.ipynb #ec8754ff
 def _picker(cols, join):
     "The function that takes a batch's rows; written out for the usual pair, since it runs in every step."
     if len(cols)==2 and join is tuple:
@@ -139,7 +139,9 @@ def part_of(n, rank, world_size):
     first,size = rank*each+min(rank,more), each+(rank<more)
     return np.arange(first, first+size) if size else np.arange(1)
 
-def weight_of(n, rank, world_size): return (n//world_size+(rank<n%world_size))*world_size/n # of its mean
+def weight_of(n, rank, world_size):
+    "What the mean of a rank's part counts, so that the mean over ranks is that of all `n` items."
+    return (n//world_size+(rank<n%world_size))*world_size/n
 
 def _uneven(src, rank, world_size):
     "What this rank's mean weighs in the batches of which ranks have unequal parts."

@@ -122,6 +122,7 @@ def setup(self:Trainer):
     if self._drawn and p.processes>1: self.seed = int(p.share(torch.tensor([self.seed if p.main else 0], device=self.device))) # one order for all
     p.broadcast(self.model)
     freeze(self.opt, self.model)
+    p.prepare(self)
     self.module = p.wrap(self.model)
     objects = self._split_metrics()[1]
     self.measured = Measured(objects if self.data is not None and self.data.valid is None else {})

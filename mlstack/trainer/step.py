@@ -286,6 +286,7 @@ class Single:
     def main(self): return self.number==0        # logs, draws and writes
     def place(self, model, device): return model.to(device)
     def broadcast(self, model): pass             # rank 0's weights to all
+    def prepare(self, trainer): pass             # look at the job, before wrap
     def wrap(self, model): return model          # the module to call in training
     def forward(self, model): return model       # what to call in validation
     def no_sync(self, model): return nullcontext() # gradients stay with their rank
