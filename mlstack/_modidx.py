@@ -379,6 +379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlstack.ddp.parallel.DDP.place': ('ddp/parallel.html#ddp.place', 'mlstack/ddp/parallel.py'),
                                       'mlstack.ddp.parallel.DDP.post': ('ddp/parallel.html#ddp.post', 'mlstack/ddp/parallel.py'),
                                       'mlstack.ddp.parallel.DDP.posted': ('ddp/parallel.html#ddp.posted', 'mlstack/ddp/parallel.py'),
+                                      'mlstack.ddp.parallel.DDP.prepare': ('ddp/parallel.html#ddp.prepare', 'mlstack/ddp/parallel.py'),
                                       'mlstack.ddp.parallel.DDP.says': ('ddp/parallel.html#ddp.says', 'mlstack/ddp/parallel.py'),
                                       'mlstack.ddp.parallel.DDP.settle': ('ddp/parallel.html#ddp.settle', 'mlstack/ddp/parallel.py'),
                                       'mlstack.ddp.parallel.DDP.sum': ('ddp/parallel.html#ddp.sum', 'mlstack/ddp/parallel.py'),

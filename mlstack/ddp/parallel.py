@@ -145,7 +145,7 @@ class DDP(Single):
     def __init__(self,
         compress=None,         # of gradients: bf16, fp16, powersgd, or a hook
         sync_batchnorm=False,  # batch norm over the items of all ranks
-        static_graph=None,     # None: yes, unless unused ones are looked for
+        static_graph=None,     # None: where it changes no bit
         broadcast_buffers=None, # in each step; None: where it may matter
         **options              # others of DistributedDataParallel
     ):
@@ -154,7 +154,7 @@ class DDP(Single):
         join_group()
         self.rank,self.world_size = dist.get_rank(),dist.get_world_size()
         self.device,self.options,self.sync_batchnorm = _device(),options,sync_batchnorm
-        self.static = not options.get('find_unused_parameters') if static_graph is None else static_graph
+        self.chosen,self.static = static_graph,not options.get('find_unused_parameters') if static_graph is None else static_graph
         self.broadcast_buffers,self.norms,self.known,self.used,self.first,self.carrier = broadcast_buffers,[],None,set(),True,None
 
     def __repr__(self): return f'DDP(rank {self.rank} of {self.world_size}, {self.device})'
@@ -176,6 +176,10 @@ class DDP(Single):
         for p in trained: self._notice(p)
         if self.broadcast_buffers is None: self.broadcast_buffers = any(b.is_floating_point() for b in self._others(model))
         return bool(trained)
+
+    def prepare(self, trainer):
+        # DDP sends the gradients of every micro-batch in the first step of a static graph: other rounding than in later steps, so a restart would show
+        if self.chosen is None and trainer.accumulate>1: self.static = False
 
     def wrap(self, model):
         "The module to call in training."
