@@ -17,7 +17,7 @@ from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from fastcore.basics import patch
-from ..core import MlstackError, context
+from ..core import MlstackError
 from .launching import join_group
 from ..trainer.step import Single
 

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate
-from ..core import MlstackError, context
+from ..core import MlstackError
 from ..trainer.parts import as_cut
 from ..trainer.step import Single
 from .cutting import check_model, load_slices, shard_model, units_of
