@@ -21,7 +21,7 @@ from ..trainer.parts import as_cut
 from ..trainer.step import Single
 from .cutting import check_model, load_slices, shard_model, units_of
 from .launching import join_group
-from .parallel import agree as agree_on, check_same, layout, norms_of
+from .parallel import check_same, layout, norms_of, same_fit
 
 # %% ../../nbs/ddp/04_sharding.ipynb #a013a60b
 def _refuse(what, do): raise MlstackError(what, 'FSDP', do)
@@ -163,7 +163,7 @@ def check(self:FSDP, model):
 @patch
 def agree(self:FSDP, trainer):
     self.check(trainer.model)
-    agree_on(trainer)
+    same_fit(trainer)
 
 @patch
 def meet(self:FSDP, trainer):
