@@ -211,7 +211,8 @@ def costs(kind, accumulate=1, n=32):
 def test_a_step_has_no_collective_and_hardly_a_call_more_than_raw_ddp(kind, accumulate):
     raw,(half,whole),raw_calls,calls = launch(costs, kind, accumulate, nprocs=2, output='none', timeout=120)[0]
     assert raw['all_reduce'] == 32
-    assert whole['all_reduce']-half['all_reduce'] == 16, 'one a step, as raw DDP has'
+    own = accumulate>1 # without a static graph nothing rides with the gradients, and with it the first step would round otherwise than after a restart
+    assert whole['all_reduce']-half['all_reduce'] == 16+own, 'one a step, as raw DDP has'
     assert whole['broadcast'] == half['broadcast'] and (raw['broadcast'] > 0) == (kind == 'norm')
     assert whole['all_reduce'] <= 32+4 # a fit: what ranks were given, how its epoch ended
     assert calls <= raw_calls+20

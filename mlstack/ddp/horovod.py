@@ -31,7 +31,7 @@ from ..core import MlstackError, context
 from .launching import join_group, launch, leave_group
 from .rendezvous import find
 
-# %% ../../nbs/ddp/09_horovod.ipynb #318b497e
+# %% ../../nbs/ddp/09_horovod.ipynb #8b18d0eb
 class HorovodInternalError(MlstackError, RuntimeError): "What Horovod raises when a collective fails."
 class HorovodError(MlstackError, ValueError): "A Horovod call that cannot be done, or not in this way."
 
@@ -60,28 +60,66 @@ def shutdown():
     if _joined: leave_group()
     _joined = False
 
-def is_initialized() -> bool: return dist.is_initialized()
-def rank() -> int: return dist.get_rank(_group())
-def size() -> int: return dist.get_world_size(_group())
-def local_rank() -> int: _group(); return context().local_rank
-def local_size() -> int: return min(size(), int(os.environ.get('LOCAL_WORLD_SIZE') or size()))
-def cross_rank() -> int: return rank()//local_size()
-def cross_size() -> int: return -(-size()//local_size())
-def is_homogeneous() -> bool: return size()%local_size() == 0
+def is_initialized() -> bool:
+    "Whether there is a group."
+    return dist.is_initialized()
+def rank() -> int:
+    "This rank among all."
+    return dist.get_rank(_group())
+def size() -> int:
+    "The number of ranks."
+    return dist.get_world_size(_group())
+def local_rank() -> int:
+    "This rank among those of this machine."
+    _group(); return context().local_rank
+def local_size() -> int:
+    "The number of ranks on this machine."
+    return min(size(), int(os.environ.get('LOCAL_WORLD_SIZE') or size()))
+def cross_rank() -> int:
+    "The number of this machine."
+    return rank()//local_size()
+def cross_size() -> int:
+    "The number of machines."
+    return -(-size()//local_size())
+def is_homogeneous() -> bool:
+    "Whether all machines have as many ranks."
+    return size()%local_size() == 0
 
-# %% ../../nbs/ddp/09_horovod.ipynb #97053458
-def mpi_threads_supported() -> bool: _group(); return False
-def mpi_enabled() -> bool: return False
-def mpi_built() -> bool: return False
-def gloo_enabled() -> bool: return True
-def gloo_built() -> bool: return dist.is_gloo_available()
-def nccl_built() -> int: return int(''.join(f'{o:02}' for o in torch.cuda.nccl.version())) if dist.is_nccl_available() and torch.cuda.is_available() else 0
-def ddl_built() -> bool: return False
-def ccl_built() -> bool: return False
-def cuda_built() -> bool: return torch.backends.cuda.is_built()
-def rocm_built() -> bool: return torch.version.hip is not None
+# %% ../../nbs/ddp/09_horovod.ipynb #c389ea59
+def mpi_threads_supported() -> bool:
+    "There is no MPI here."
+    _group(); return False
+def mpi_enabled() -> bool:
+    "There is no MPI here."
+    return False
+def mpi_built() -> bool:
+    "There is no MPI here."
+    return False
+def gloo_enabled() -> bool:
+    "Gloo needs nothing."
+    return True
+def gloo_built() -> bool:
+    "Whether torch has it."
+    return dist.is_gloo_available()
+def nccl_built() -> int: # 0, or its version
+    "The version of NCCL, where there is a GPU."
+    return int(''.join(f'{o:02}' for o in torch.cuda.nccl.version())) if dist.is_nccl_available() and torch.cuda.is_available() else 0
+def ddl_built() -> bool:
+    "IBM's library: never."
+    return False
+def ccl_built() -> bool:
+    "Intel's library: never."
+    return False
+def cuda_built() -> bool:
+    "Whether torch has it."
+    return torch.backends.cuda.is_built()
+def rocm_built() -> bool:
+    "Whether torch has it."
+    return torch.version.hip is not None
 
-def start_timeline(file_path, mark_cycles=False): warnings.warn('hvd.start_timeline does nothing here: use torch.profiler, or mlstack.trainer.Profile', stacklevel=2)
+def start_timeline(file_path, mark_cycles=False):
+    "Warns: nothing is recorded."
+    warnings.warn('hvd.start_timeline does nothing here: use torch.profiler, or mlstack.trainer.Profile', stacklevel=2)
 def stop_timeline(): "Nothing was started."
 
 # %% ../../nbs/ddp/09_horovod.ipynb #5e86719a
@@ -223,7 +261,7 @@ def allreduce(tensor, average=None, name=None, compression=Compression.none, op=
     reduce = lambda t: allreduce_async(t, average, name, op, prescale_factor, postscale_factor, process_set).wait()
     return compression.decompress(_Through.apply(small, reduce, reduce), ctx)
 
-# %% ../../nbs/ddp/09_horovod.ipynb #4244d6fa
+# %% ../../nbs/ddp/09_horovod.ipynb #90982cdd
 def _lengths(n, group):
     "The first dimension of every rank's tensor."
     mine = torch.tensor([n], device='cuda' if dist.get_backend(group) == 'nccl' else 'cpu')
@@ -258,7 +296,9 @@ def broadcast_async_(tensor, root_rank, name=None, process_set=global_process_se
     sent = _carried(tensor, group)
     return _Handle([dist.broadcast(sent, root_rank, group, async_op=True)], lambda: tensor.detach().copy_(sent))
 
-def broadcast_async(tensor, root_rank, name=None, process_set=global_process_set): return broadcast_async_(tensor.detach().clone(), root_rank, name, process_set)
+def broadcast_async(tensor, root_rank, name=None, process_set=global_process_set):
+    "The root's tensor; returns a handle."
+    return broadcast_async_(tensor.detach().clone(), root_rank, name, process_set)
 
 def broadcast_(tensor, root_rank, name=None, process_set=global_process_set):
     "Give every rank the root's tensor, in place."

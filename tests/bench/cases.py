@@ -168,8 +168,8 @@ def failing():
     row = lambda env, who, tries, *packages: Row(env, 'failing.py', [who, '--tries', str(tries)], [*packages, 'torch'])
     return Case('failing', 'A rank that fails, seen by the caller', repeats=1, warm=False, timeout=900,
         how='One of two ranks fails at a random moment while the other waits for it in a collective, in turns by an exception, by asking for more memory than there is, by os._exit, by SIGKILL, by a segmentation fault and by sys.exit. Wall time from the moment before it fails to the moment after the caller knows, for 100 tries (the peers: 6, one of each). '
-            'Left: processes that run at that moment, of the two ranks and of one that each had started, out of four a try.',
-        figures=dict(tries=('tries', ''), left=('processes left', ''), seconds=('median', 's'), p95=('95 of 100', 's'), most=('longest', 's')),
+            'Processes: of the two ranks and of one that each had started, four a try, those that are still there at that moment (killed, but not gone), and a second later.',
+        figures=dict(tries=('tries', ''), left=('processes left', ''), dying=('still dying', ''), seconds=('median', 's'), p95=('95 of 100', 's'), most=('longest', 's')),
         rows={'mlstack': row('project', 'mlstack', 100, 'mlstack'), 'torch.multiprocessing.spawn': row('project', 'spawn', 6), 'torchrun': row('project', 'torchrun', 6)})
 
 def killed():

@@ -79,15 +79,16 @@ def left(folder, name):
     return len(pids), [p for p in pids if alive(p)]
 
 def one(call, how, folder, name, rng):
-    "Seconds until the caller knew, and how many of the ranks were still there then."
+    "Seconds until the caller knew, and how many of the processes were still there then, and a second later."
     job = [how, folder, name, rng.randrange(2), rng.random()*.05]
     try: call(job)
     except Exception: known = time.monotonic()
     else: raise AssertionError(f'{how}: the caller was told that all went well')
-    started, still = left(folder, name)
+    (started, dying), end = left(folder, name), known + 1
+    while (still := left(folder, name)[1]) and time.monotonic() < end: time.sleep(.002)
     for pid in still: os.kill(pid, signal.SIGKILL)
     assert started == 4, f'{how}: {started} processes had started'
-    return known - float(open(os.path.join(folder, f'{name}.at')).read()), len(still)
+    return known - float(open(os.path.join(folder, f'{name}.at')).read()), len(dying), len(still)
 
 def quantile(xs, q): return sorted(xs)[min(int(q*len(xs)), len(xs) - 1)]
 
@@ -102,18 +103,18 @@ if __name__ == '__main__':
     parse.add_argument('--tries', type=int, default=100)
     parse.add_argument('--seed', type=int, default=0)
     args = parse.parse_args()
-    rng, seconds, still, by_way = random.Random(args.seed), [], 0, {}
+    rng, seconds, dying, still, by_way = random.Random(args.seed), [], 0, 0, {}
     out, err = os.dup(1), os.dup(2)
     for fd in (1, 2): os.dup2(os.open(os.devnull, os.O_WRONLY), fd)  # tracebacks of ranks
     try:
         call = dict(mlstack=mlstack, spawn=spawn, torchrun=torchrun, accelerate=accelerate)[args.who]()
         with tempfile.TemporaryDirectory() as folder:
             for i in range(args.tries):
-                took, more = one(call, ways[i % len(ways)], folder, f'try{i}', rng)
+                took, now, later = one(call, ways[i % len(ways)], folder, f'try{i}', rng)
                 seconds.append(took)
                 by_way.setdefault(ways[i % len(ways)], []).append(took)
-                still += more
+                dying, still = dying + now, still + later
     finally:
         os.dup2(out, 1)
         os.dup2(err, 2)
-    print(json.dumps(dict(tries=args.tries, seconds=quantile(seconds, .5), p95=quantile(seconds, .95), most=max(seconds), left=still, ways={k: max(v) for k, v in by_way.items()})))
+    print(json.dumps(dict(tries=args.tries, seconds=quantile(seconds, .5), p95=quantile(seconds, .95), most=max(seconds), dying=dying, left=still, ways={k: max(v) for k, v in by_way.items()})))
