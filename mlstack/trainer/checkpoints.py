@@ -202,6 +202,7 @@ class Checkpoints:
         forever=None,    # the first from each so many steps on stays too
         background=True  # written beside the training, by a thread
     ):
+        if not str(folder): raise CheckpointError('the folder has no name', 'Checkpoints', 'name one: Checkpoints("checkpoints"), or "." for the working directory')
         for name,n in dict(every=every, forever=forever).items():
             if n is not None and (not isinstance(n,int) or n<1): raise CheckpointError(f'{name} is {n!r}', 'Checkpoints', 'give a number of steps' + (', or None for once an epoch' if name=='every' else ''))
         if not isinstance(keep,int) or keep<1: raise CheckpointError(f'keep is {keep!r}', 'Checkpoints', 'keep at least 1')
