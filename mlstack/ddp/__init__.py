@@ -12,6 +12,7 @@
 | `sharding` | `FSDP`: each rank keeps a part of every weight; `Trainer(parallel="fsdp")` |
 | `meshes` | `Mesh`: data, sharded, tensor, pipeline and context parallel put together |
 | `plans` | who holds which part of a transformer's matrices |
+| `splitting` | where a model can be cut, and what each piece does without the others |
 | `stages` | `Pipeline`: one model cut into stages, each on its own process |
 | `sequences` | `Sequences`, `ring_attention`: one sequence cut over several devices |
 | `simulation` | `simulate`, `best_mesh`: a step's time on a cluster we do not have |

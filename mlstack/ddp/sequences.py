@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch.utils._pytree import tree_map
 from .launching import join_group
-from .stages import _Called, _Cut, _Watch, _near, _quiet, _tensors, chain_of, first_batch
+from .splitting import _Called, _Cut, _Watch, _near, _quiet, _tensors, chain_of
+from .stages import first_batch
 from ..trainer.batch import size_of
 from ..trainer.memory import _rows
 from ..trainer.step import Single, TrainerError
