@@ -467,3 +467,64 @@ def test_between_meetings_nothing_is_sent():
         return [collectives(lambda n=n: t.fit(steps=n)) for n in (32,64)]
     half,whole = launch(work, nprocs=2, output='none', timeout=60)[0]
     assert whole['all_reduce']-half['all_reduce'] == 2 and not whole['broadcast'], 'the weights, and what was measured'
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One model, also where ranks have clocks, averages and wishes of their own
+
+def alike():
+    "What has to be the same on all ranks."
+    import time
+    from mlstack.core import context
+    from mlstack.ddp.rarely import LocalSGD
+    from mlstack.trainer import EMA
+    torch.set_num_threads(1)
+    rank = context().rank
+    def job(kind='norm', valid=False, **kw):
+        data = Data.from_tensors(items(97), items(13), batch_size=4) if valid else Data.from_tensors(items(97), batch_size=4)
+        return Trainer(net(kind), data, loss=F.cross_entropy, opt=torch.optim.SGD, lr=.1, **{'parallel':'ddp'} | kw)
+    class Later(Callback):
+        def after_step(self, t): time.sleep(.004*rank)
+    class First(Callback):
+        def before_fit(self, t):
+            if rank: raise StopTraining('not today')
+    out = {}
+    t = job(schedule='cosine', callbacks=[Later()]); t.fit(time=.5)
+    out['schedule by time'] = flat(t.model)
+    for name,kw in dict(averages={}, rarely=dict(parallel=LocalSGD(every=3))).items():
+        t = job(callbacks=[EMA(.8)], **kw); t.fit(epochs=1)
+        out[name] = t.predict(items(5)[0])
+    t = job(valid=True); t.fit(epochs=1)
+    whole = t.predict(items(13)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        out['shares'],out['batches'] = t.predict(t.data),torch.cat(t.predict(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*items(13)), batch_size=3), join=False))
+    assert torch.allclose(out['shares'], whole, atol=1e-6) and torch.allclose(out['batches'], whole, atol=1e-6), 'all items, in order'
+    t = job(callbacks=[First()]); t.fit(epochs=1)
+    out['stopped before it began'] = torch.tensor(t.step)
+    return out
+
+def test_ranks_end_with_one_model_and_the_same_predictions():
+    a,b = launch(alike, nprocs=2, output='none', timeout=120)
+    assert list(a) == list(b) and [k for k in a if not torch.equal(a[k], b[k])] == []
+    assert a['stopped before it began'] == 0
+
+def test_arguments_that_would_make_ranks_meet_in_different_places_are_compared(tmp_path):
+    def work(what):
+        from mlstack.core import context
+        from mlstack.trainer import Checkpoints
+        other = context().rank
+        def error(out, target): return (out.argmax(-1) != target).float().mean()
+        t = Trainer(net(), Data.from_tensors(items(96), items(13), batch_size=4), loss=F.cross_entropy, metrics=dict(error=error) if what=='metrics' and other else None, parallel='ddp')
+        try: t.fit(epochs=1, validate=3+other if what=='validate' else None, save=Checkpoints(tmp_path/what, every=3+other) if what=='saves' else None)
+        except MlstackError as e: return str(e)
+    for what in ('metrics','validate','saves'): assert all('another plan' in said and what in said for said in launch(work, what, nprocs=2, output='none', timeout=60)), what
+
+def test_a_trainer_that_was_not_told_of_the_ranks_says_so():
+    def work():
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter('always')
+            Trainer(net(), Data.from_tensors(items(8), batch_size=4), loss=F.cross_entropy)
+        return [str(w.message) for w in seen]
+    first,second = launch(work, nprocs=2, output='none', timeout=60)
+    assert len(first) == 1 and 'each trains a model of its own: give Trainer(parallel="ddp")' in first[0] and second == []

@@ -173,3 +173,14 @@ def test_best_mesh_is_the_least_of_those_that_fit():
     assert repr(found[0]) in found.why
     tiny = cluster(gpu=__import__('mlstack.hardware.cards', fromlist=['card']).card('A100')._replace(memory=1.22))
     with pytest.raises(MlstackError, match='no mesh of 8 GPUs fits'): best_mesh(step(), tiny, 8*256)
+
+
+def test_a_mesh_that_is_only_a_description_can_be_planned():
+    from mlstack.ddp import Mesh
+    model,batch = nn.Sequential(nn.Linear(8,16), nn.Tanh(), nn.Linear(16,4)), (torch.randn(4,8), torch.randint(0,4,(4,)))
+    kw = dict(loss=nn.functional.cross_entropy, gpu='H100')
+    for numbers in (dict(dp=2), dict(dp=2, shard=2), dict(pp=1)):
+        assert plan(model, batch, mesh=Mesh(**numbers), **kw).peak == plan(model, batch, mesh=numbers, **kw).peak
+    for wrong in ('ddp', 8, object()):
+        with pytest.raises(MlstackError, match='is no mesh'): plan(model, batch, mesh=wrong, **kw)
+    with pytest.raises(MlstackError, match='is no profile of a step'): best_mesh(model, Topology(1, 8), 24)

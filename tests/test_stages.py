@@ -1,6 +1,7 @@
 "Pipelines: equal to one process, whatever the stages, schedules, copies, batches and checkpoints."
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -190,3 +191,24 @@ def test_what_cannot_be_done_is_said():
              'knows nothing of stages', 'averaged weights are not kept', 'compile=True does not go with stages', 'no batch that could be looked at', 'cannot be cut into 2 pieces', 'blocks.1, blocks.2', 'calls the model twice']
     for got in launch(all_of_them, nprocs=2, timeout=300, output='none'):
         for said, want in zip(got, wants, strict=True): assert want in said, (want, said)
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_copies_with_more_and_fewer_items_are_one_process(accumulate):
+    "51 items in batches of 24: of the last three one copy has two and the other one, so their means do not count alike."
+    def fit(batch_size, **pipe):
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        x = torch.randn(51, 8, generator=torch.Generator().manual_seed(0))
+        model = nn.Sequential(nn.Linear(8,16), nn.Tanh(), nn.Linear(16,16), nn.Tanh(), nn.Linear(16,1))
+        if pipe:
+            from mlstack.ddp.stages import Pipeline
+            pipe = dict(parallel=Pipeline(**pipe))
+        t = Trainer(model, Data.from_tensors((x, x.sum(1,keepdim=True)), batch_size=batch_size//accumulate, drop_last=False), loss=F.mse_loss, opt=torch.optim.SGD, lr=.1, accumulate=accumulate, **(pipe or dict(parallel=Single('cpu'))))
+        t.fit(epochs=2)
+        state = t.parallel.model_state(model)
+        return t.history.steps('loss')[1], torch.cat([v.flatten() for v in state.values()]) if t.parallel.main else None
+    losses, weights = fit(24)
+    got = launch(fit, 12, stages=2, nprocs=4, timeout=120, output='none')
+    torch.testing.assert_close(got[0][1], weights, rtol=1e-4, atol=1e-6)
+    for l, _ in got: torch.testing.assert_close(torch.tensor(l), torch.tensor(losses), rtol=1e-4, atol=1e-6)

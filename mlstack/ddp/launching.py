@@ -79,9 +79,12 @@ def _store(r, patience):
     "A connection to the store of rank 0, or of torchrun's agent."
     import torch.distributed as dist
     agent = os.environ.get('TORCHELASTIC_USE_AGENT_STORE')=='True'
-    def connect(serve): return dist.PrefixStore(f'mlstack/{r.attempt}', dist.TCPStore(r.host, r.port, None, serve, timedelta(seconds=patience), wait_for_workers=False))
+    def connect(serve):
+        here = serve and _is_this_machine(r.host) # else it would listen to the whole network
+        own = dict(master_listen_fd=socket.create_server((socket.gethostbyname(r.host), r.port)).detach()) if here else {}
+        return dist.PrefixStore(f'mlstack/{r.attempt}', dist.TCPStore(r.host, r.port, None, serve, timedelta(seconds=patience), wait_for_workers=False, **own))
     try: return connect(r.rank==0 and not agent),connect(False)
-    except RuntimeError as e:
+    except (RuntimeError,OSError) as e:
         if 'EADDRINUSE' in str(e) or 'in use' in str(e): raise MlstackError(f'port {r.port} is in use', f'MASTER_PORT, on {socket.gethostname()}', 'name another, the same on all ranks; or two processes have RANK=0') from None
         raise MlstackError(f'rank {r.rank} cannot reach rank 0: {str(e).splitlines()[0]}', f'{r.host} port {r.port}', 'look whether rank 0 is running and MASTER_ADDR and MASTER_PORT are the same on all ranks') from None
 

@@ -61,7 +61,9 @@ class Mesh:
     def __getstate__(self): return self.__dict__ | dict(_mesh=None, _engine=None) # a description again, in another process
     def __setstate__(self, state): self.__dict__.update(state)
     def __getattr__(self, name): # what a description does not know, the object at work does
-        if name[0]=='_': raise AttributeError(name)
+        if name[0]=='_' or 'sizes' not in self.__dict__: raise AttributeError(name)
+        if name in self.sizes: return self.sizes[name]
+        if self._mesh is None and name!='device' and not hasattr(Single,name): raise AttributeError(f'a mesh has no {name!r} before its processes are there')
         return getattr(self._at_work(), name)
     def __setattr__(self, name, value): setattr(self._at_work(), name, value)
     def _product(self): return ' x '.join(f'{k} {n}' for k,n in self.sizes.items() if n!=1) or '1'

@@ -68,9 +68,10 @@ def _data_of(source, parallel):
 
 def same_fit(t):
     "Raise on all ranks unless they were given the same fit."
-    p,whole = t.parallel,'give every rank all of the data, in the same order: the trainer shares it out'
+    p,whole = t.parallel,'give every rank all of the data, in the same order and with one batch_size: the trainer shares it out'
     plan = {k:v for k,v in t._plan().items() if k not in ('items','batch_size','batches')}
-    place = dict(seed=t.seed, step=t.step, epoch=t.epoch, last_step=t.last_step, last_epoch=t.last_epoch, time=t.limit, precision=t.precision, saves=t._saving is not None)
+    place = dict(seed=t.seed, step=t.step, epoch=t.epoch, last_step=t.last_step, last_epoch=t.last_epoch, time=t.limit, precision=t.precision, validate=t._validate, metrics=sorted(t.metrics),
+        saves=t._saving and (t._saving.every, t._saving.best))
     check_same({'training data': (_data_of(t.data.train,p),whole), 'validation data': (_data_of(t.data.valid,p),whole),
         'plan for this fit': (plan|place, 'give all ranks the same arguments, and a folder of checkpoints that all of them see')})
 

@@ -49,6 +49,8 @@ class LocalSGD(DDP):
     def meet(self, t):
         self.check(t.model)
         if self.apart: self.average(t)
+        for c in t.callbacks: # averages of weights, of which each rank has its own
+            if hasattr(c,'applied') and c.mean: mean_over_ranks(c.mean)
     def average(self, t):
         "All ranks go on from the same weights."
         mean_over_ranks([*self.model.parameters(), *(b for b in self.model.buffers() if b.is_floating_point())])

@@ -222,6 +222,9 @@ def _ranks(mesh):
     for v in mesh.values(): n *= v
     return n
 
+def _check_profile(step, where):
+    if not hasattr(step,'last'): raise MlstackError(f'{type(step).__name__} is no profile of a step', where, 'give profile(model, batch, loss) of mlstack.hardware.dividing')
+
 def simulate(
     step,          # a Profile: `hardware.dividing.profile(...)`
     mesh,          # dp, shard, tp, pp, cp
@@ -231,6 +234,7 @@ def simulate(
     overlap=0.     # part of what could hide that does
 ) -> Simulated:
     "The time of one step, and what it is made of."
+    _check_profile(step, 'simulate')
     sizes = sizes_of(mesh)
     if topology.gpu is None: raise MlstackError('the topology names no GPU', 'simulate', 'Topology(gpu="H100")')
     if (n := _ranks(sizes))>topology.gpus: raise MlstackError(f'a mesh of {" x ".join(f"{d} {v}" for d,v in sizes.items() if v>1)} is {n:,} ranks, and there are {topology.gpus:,} GPUs', 'simulate', 'use a smaller mesh or topology.grown(...)')
@@ -275,6 +279,7 @@ def best_mesh(
 ) -> Meshes:
     "Every mesh that fits, by its predicted time."
     steps = step if isinstance(step, (list,tuple)) else [step]
+    for s in steps: _check_profile(s, 'best_mesh')
     found,others = [],[]
     for i,s in enumerate(steps):
         for mesh in _meshes(topology, s.last-1):

@@ -209,9 +209,9 @@ def play(self:Pipeline, piece, hidden, chunk):
     loss,values = out
     share = self.part
     if 'count' in values:
-        share = torch.as_tensor(values['count'], dtype=torch.float32, device=loss.device)
+        share = torch.as_tensor(values['count'], dtype=torch.float32, device=loss.device)*(self.weight>0)
         loss,values = torch.where(share>0, loss, 0.),values|{'count':share}
-    if not dry: self.seen.append({'loss':loss.detach(), **values})
+    if not dry: self.seen.append(({'loss':loss.detach(), **values}, self.part))
     return (loss*share).reshape(1)
 
 @patch
@@ -234,7 +234,7 @@ def _through(self:Pipeline, batch):
         raise
 
 @patch
-def make_step(self:Pipeline, trainer, forward, model=None, optimizer=None, before_update=(), after_update=(), accumulate=1, **_):
+def make_step(self:Pipeline, trainer, forward, model=None, optimizer=None, before_update=(), after_update=(), accumulate=1, weigh=None, uneven=(), **_):
     "The trainer's step, of which each process does its stage."
     import torch.distributed as dist
     params,first = [p for g in optimizer.param_groups for p in g['params']], self._at(0)
@@ -245,8 +245,9 @@ def make_step(self:Pipeline, trainer, forward, model=None, optimizer=None, befor
     def step(batch):
         batches = batch if accumulate>1 else (batch,)
         self.step_forward,self.seen = forward,[]
-        for b in batches:
-            self.part,self.drawn = 1/(len(batches)*self._plan(size_of(b))[0]),torch.randint(1<<40,()).item()
+        for i,b in enumerate(batches):
+            self.weight = weigh(i) if uneven else 1. # of this copy's items, where copies have more and fewer
+            self.part,self.drawn = self.weight/(len(batches)*self._plan(size_of(b))[0]),torch.randint(1<<40,()).item()
             with torch.random.fork_rng([] if self.device=='cpu' else [self.device]): self._through(b)
         values = self._told(params)
         for act in before_update: act(values)
@@ -262,13 +263,13 @@ def _told(self:Pipeline, params):
     "Losses and metrics of the last stage on all of them; gradients as those of the whole batch."
     import torch.distributed as dist
     if self.names is None:
-        said = [list(self.seen[0]) if self.last else None]
+        said = [list(self.seen[0][0]) if self.last else None]
         dist.broadcast_object_list(said, self._at(-1), group=self.line)
         self.names = [k for k in said[0] if k!='count']
         self.counted = len(self.names)<len(said[0])
     table = torch.zeros(len(self.names)+1, dtype=torch.float64, device=self.device)
-    for v in self.seen if self.last else ():
-        share = v['count'].double() if self.counted else torch.tensor(1/len(self.seen), dtype=torch.float64, device=self.device)
+    for v,part in self.seen if self.last else ():
+        share = v['count'].double() if self.counted else torch.tensor(part, dtype=torch.float64, device=self.device)
         got = torch.stack([torch.as_tensor(v[k], device=self.device).detach().double().reshape(()) for k in self.names])
         table += torch.cat([torch.where(share>0, got*share, 0.), share.reshape(1)])
     dist.broadcast(table, self._at(-1), group=self.line)

@@ -87,7 +87,7 @@ def account(
     return headline, '\n'.join(_line(r,s) for r,s in sorted(seen.items()))
 
 # %% ../../nbs/ddp/01b_trouble.ipynb #262dec49
-_echoes = 'DistBackendError','DistNetworkError','DistStoreError'
+_echoes = 'DistBackendError','DistNetworkError','DistStoreError','another process could not write its part','another rank could not write its part'
 
 def is_echo(e) -> bool:
     "Whether an error only says that another rank is not there."

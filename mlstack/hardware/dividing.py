@@ -230,6 +230,7 @@ def sent(message):
 _dims = 'dp','shard','tp','pp','cp'
 def sizes_of(mesh) -> dict:
     "The five numbers of a mesh; what it does not name is 1."
+    if not isinstance(mesh, dict) and (isinstance(mesh, (str,int)) or not any(hasattr(mesh,d) for d in _dims)): raise MlstackError(f'{mesh!r} is no mesh', 'mesh', 'give dict(dp=2, tp=2), or a Mesh')
     get = mesh.get if isinstance(mesh, dict) else lambda name,default: getattr(mesh, name, default)
     if isinstance(mesh, dict) and (other := set(mesh)-{*_dims,'microbatches'}): raise MlstackError(f'{sorted(other)} is no way to divide', 'mesh', f'use {", ".join(_dims)}')
     found = {d: 1 if get(d,None) is None else get(d,None) for d in _dims}
@@ -371,7 +372,7 @@ Share.seconds = lambda self, gpu: _divide_cost(self, self.profile.seconds(gpu)) 
 def shares(profile, mesh, microbatches=1, items=None, stages=None) -> list:
     "The share of a rank of each stage, or of some; `items` of a micro-batch, if not as profiled."
     sizes = sizes_of(mesh)
-    if sizes['pp']>profile.last-1: raise MlstackError(f'pp={sizes["pp"]} stages of {profile.last-1} blocks', 'mesh', 'use fewer stages')
+    if sizes['pp']>max(profile.last-1,1): raise MlstackError(f'pp={sizes["pp"]} stages of {profile.last-1} blocks', 'mesh', 'use fewer stages')
     return [Share(profile, sizes, s, microbatches, (items or profile.items)/profile.items) for s in range(sizes['pp']) if stages is None or s in stages]
 
 # %% ../../nbs/hardware/03_dividing.ipynb #a8e3ad5b

@@ -20,7 +20,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from ..core import StopTraining
 from .data import Data, DataError, Tensors, as_tensor, source
-from .metrics import check_ranks, results, stateful, warn_of
+from .metrics import check_ranks, gather, results, stateful, warn_of
 from .batch import by_name, whole
 from .step import TrainerError, check_values, describe, forward_for, in_precision, move, on_device, size_of, split_target
 
@@ -180,15 +180,34 @@ def _joined(outs):
     same = outs and all(isinstance(o,torch.Tensor) and o.ndim and o.shape[1:]==outs[0].shape[1:] for o in outs)
     return torch.cat(outs) if same else outs
 
+def _plain(out):
+    "An output of tensors without classes of its own, which could not be sent."
+    if isinstance(out, Mapping): return {k: _plain(v) for k,v in out.items()}
+    if isinstance(out, (tuple,list)): return type(out)(map(_plain,out)) if type(out) in (tuple,list) else tuple(map(_plain,out))
+    return out
+
+@patch
+def _predict_shares(self:Evaluating, data) -> list:
+    "The outputs of all batches on every rank, each of which has computed its share."
+    p,mine = self.parallel,[]
+    with self._predicting() as of:
+        for (first,batch),counts in self._in_step(self._numbered(data, p.rank, p.world_size), lambda: self._numbered(data, 0, 1)):
+            out = of(self._inputs(batch))
+            if counts: mine.append((first,_plain(out)))
+    return [out for _,out in sorted((o for part in gather(p,mine) for o in part), key=lambda o: o[0])]
+
 @patch
 def predict(self:Evaluating,
     data,   # a tensor of inputs, a batch (targets are left out), a loader or Data
     to=None,  # a .parquet file; default: memory
     join=True # False: a list with the output of each batch
 ):
-    "The model's outputs for all items, in order, on the CPU; or the path of the file with them."
+    "The model's outputs for all items, in order, on the CPU, on each of several ranks; or the path of the file with them."
     if to is not None: return self._predict_to(Path(to), data)
     p,outs = self.parallel,[]
+    if p.world_size>1 and not (isinstance(data,(torch.Tensor,np.ndarray,tuple)) or by_name(data) is not None): # of these every rank has all
+        outs = self._predict_shares(data)
+        return _joined(outs) if join else outs
     with self._predicting() as of:
         for inputs,counts in self._in_step(self._to_predict(data, p.rank, p.world_size), lambda: self._to_predict(data, 0, 1)):
             out = of(inputs)

@@ -95,6 +95,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         self.accumulate,self.clip,self.want,self.callbacks,self.run = accumulate,clip,precision,list(callbacks),run
         self.seed = int.from_bytes(np.random.bytes(4),'big') if seed is None else seed
         self.parallel = _resolve_parallel(parallel)
+        if parallel is None and context().world_size>1 and context().rank==0: warnings.warn(f'this is one of {context().world_size} ranks, and each trains a model of its own: give Trainer(parallel="ddp") to train one together', stacklevel=2)
         self.device,self.history = torch.device(self.parallel.device),History()
         self.step = self.epoch = self.at = 0 # updates made, epochs done, batches of this epoch consumed
         self.batch = self.values = self.validated = self.stopped = self.optimizer = self.last_step = self.last_epoch = None
@@ -103,7 +104,7 @@ class Trainer(Evaluating, Exporting, Resuming, Stopping, Inspecting, Stepping, S
         self.modes,self.deterministic,self.wants = Modes(compile, graph),deterministic,dict(channels_last=channels_last, threads=threads)
         self._why,self._rng,self._fit,self._seeded = {},None,dict(step=0, epoch=0, at=0, spent=0., number=1),False
         self._drawn,self._recipe,self._differs,self._lineage,self._began_at = seed is None,{},[],new_id(),0
-        self._interrupted,self._whole,self._signalled = False,False,None
+        self._interrupted,self._whole,self._signalled,self._part = False,False,None,None
         self._fits,self._stops,self._ahead,self._cut,self._place = 0,[],None,False,(None,None) # fits that ended, and why; the fit a checkpoint was in; whether the last fit was cut off
 
     def __repr__(self): return f'Trainer({type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters, {self.epoch} epochs and {self.step} steps done)'
@@ -277,6 +278,7 @@ def _bind(self:Trainer, ctx):
     many = self.parallel.processes>1
     self._stop = Stop() if many else ctx.stop
     together,inner = _Together(ctx.stop, self._stop, self.parallel, self.recorder) if many else None,[]
+    self._part = together and partial(together.part, self)
     if many: inner.append(together)
     elif self.limit: inner.append(_Deadline())
     if self._validate: inner.append(_Validator(self._validate))
@@ -287,7 +289,7 @@ def _bind(self:Trainer, ctx):
     inner.append(self.modes)
     if self.parallel.main and settings().progress and not any(isinstance(c,Progress) for c in self.callbacks): inner.append(Progress())
     own = [self.recorder] + ([self.measured] if self.measured.objects else [])
-    theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name not in ('before_fit','after_fit') else hooks(self.callbacks,name)
+    theirs = lambda name: tuple(map(together.share, hooks(self.callbacks,name))) if many and name!='after_fit' else hooks(self.callbacks,name)
     self._hooks = {n: hooks(own,n) + theirs(n) + hooks(inner,n) for n in hook_names}
 
 @patch
@@ -351,6 +353,8 @@ def fit(self:Trainer,
             if going_on: self._say_resumed()
             self.call('before_fit')
             self._run()
+            if self.parallel.processes>1:
+                with self._averaged(): self.parallel.settle(self.model) # predictions are of one model, too
             self._settle(last=True)
             if self._interrupted: raise KeyboardInterrupt
         except StopTraining as e:

@@ -55,7 +55,7 @@ def _aim(self:Stopping, epochs, steps, time):
 def done(self:Stopping) -> float:
     "How much of this fit is done, 0 to 1; schedules are functions of it."
     parts = [(self.step-self._fit['step'])/max(self.last_step-self._fit['step'],1)] if self.last_step is not None else []
-    if self.limit: parts.append((clock.monotonic()-self._began)/self.limit)
+    if self.limit: parts.append(self._part() if self._part else (clock.monotonic()-self._began)/self.limit)
     if not parts: raise TrainerError('the schedule needs to know how long the fit is', 'Trainer(schedule=)', 'these batches have no length, so give fit steps= or time=')
     return min(max(parts), 1.)
 
@@ -66,6 +66,7 @@ class _Together(Callback):
         self.asked,self.stop,self.parallel,self.recorder,self.raised = asked,stop,parallel,recorder,{}
         self.riding = parallel.processes==parallel.world_size # then what is measured goes to the same ranks, and takes the flags along
         recorder.riders = self.flags if self.riding else None
+        self.clock = 0,0.,0. # at a step, the part of the time that was over on average, and what a step adds: the same numbers on all ranks
 
     def share(self, hook):
         "A callback's hook, whose wish to stop waits until all ranks know of it."
@@ -79,12 +80,20 @@ class _Together(Callback):
         return run
 
     def flags(self, t):
-        over = t.limit is not None and clock.monotonic()-t._began > t.limit
-        return torch.tensor([self.asked.reason is not None, over, 'fit' in self.raised, 'epoch' in self.raised, t._signalled is not None], dtype=torch.float32).to(t.device, non_blocking=True)
-    def send(self, t): return t.epoch, self.parallel.share(self.flags(t))
+        part = (clock.monotonic()-t._began)/t.limit if t.limit else 0.
+        return torch.tensor([self.asked.reason is not None, part>1, 'fit' in self.raised, 'epoch' in self.raised, t._signalled is not None, part, 1.], dtype=torch.float32).to(t.device, non_blocking=True)
+    def send(self, t): return t.step, t.epoch, self.parallel.share(self.flags(t))
+
+    def part(self, t):
+        "The part of the time that is over, as all ranks count it; their own clocks differ, and so would their learning rates."
+        step,then,rate = self.clock
+        return then+rate*(t.step-step)
 
     def take(self, t, sent):
-        epoch,(asked,late,fit,end,signalled) = sent[0],sent[1].tolist()
+        step,epoch,(asked,late,fit,end,signalled,part,ranks) = *sent[:2],sent[2].tolist()
+        part /= ranks
+        first,then,_ = self.clock
+        if step>first: self.clock = step,part,(part-then)/(step-first)
         if signalled and not t._signalled: t._signalled = signal.SIGTERM # another rank's signal, and this one leaves with it
         if asked: self.stop.set(self.asked.reason or 'another rank was asked to stop')
         if late: t.last_step = t.step
@@ -93,9 +102,13 @@ class _Together(Callback):
 
     def after_step(self, t):
         if t.step%self.recorder.every: return
-        if not self.riding: self.recorder.arrived.append((t.step, *self.send(t)))
+        if not self.riding: self.recorder.arrived.append(self.send(t))
         there = self.recorder.arrived
-        while there and there[0][0]<t.step: self.take(t, there.pop(0)[1:])
+        while there and there[0][0]<t.step: self.take(t, there.pop(0))
+    def before_fit(self, t):
+        spent = t._fit['spent']/t.limit if t.limit else 0. # of the checkpoint, the same for all
+        self.clock = t.step,spent,0.
+        self.take(t, self.send(t)) # a callback may have ended it before it began
     def after_epoch(self, t):
         self.raised.pop('epoch', None)
         self.recorder.arrived.clear()
