@@ -27,7 +27,7 @@ def report(tmp_path_factory):
     "The sample in a suite of its own, run as on a laptop and as in CI."
     top = tmp_path_factory.mktemp('suite')
     (top/'tests').mkdir()
-    for f in ('conftest.py', 'house.py', '__init__.py'): shutil.copy(house.root/'tests'/f, top/'tests')
+    for f in ('conftest.py', 'house.py', 'slurm.py', '__init__.py'): shutil.copy(house.root/'tests'/f, top/'tests')
     shutil.copy(house.root/'pyproject.toml', top)
     with open(top/'tests'/'house.py', 'a') as f: f.write("\nprobes['never'] = lambda: 'not on this machine'\n")
     (top/'tests'/'test_sample.py').write_text(sample)

@@ -127,9 +127,9 @@ def test_the_first_failure_is_the_one_told(tmp_path):
             flag.touch()
             raise ValueError('the cause')
         while not flag.exists(): time.sleep(.001)
-        time.sleep(.02)
+        time.sleep(.25) # a busy machine may stop the first one between its two lines
         raise RuntimeError('a consequence')
-    for i in range(5):
+    for i in range(3):
         with pytest.raises(workers.WorkerError, match='worker 1 failed: ValueError: the cause'): workers.run(work, tmp_path/str(i), nprocs=3)
 
 

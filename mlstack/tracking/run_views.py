@@ -263,12 +263,15 @@ def _changed(handler): handler.server.board.due = 0 # it looks again at once
 
 def change(handler, ask):
     "Set name, notes, group or tags of a run."
-    record,what = record_of(handler,ask),{k:v for k,v in ask.items() if k!='id'}
+    record,what = record_of(handler,ask),{k:v for k,v in ask.items() if k not in ('id','was')}
     if not what or what.keys()-{'name','notes','group','tags'}: raise Refused(400, 'name, notes, group and tags can be changed')
     for k,v in what.items():
         if not (isinstance(v,list) and all(isinstance(o,str) and o.strip() for o in v) if k=='tags' else isinstance(v,str)): raise Refused(400, f'{k} is {"a list of words" if k=="tags" else "a text"}')
     if not what.get('name','x').strip(): raise Refused(400, 'a name has letters')
-    if 'tags' in what: what['tags'] = list(dict.fromkeys(o.strip() for o in what['tags']))
+    if 'tags' in what:
+        tags,was = [o.strip() for o in what['tags']], ask.get('was', record.tags) # a page that is behind changes only what was changed in it
+        if not isinstance(was, (list,tuple)): raise Refused(400, 'was is a list of words')
+        what['tags'] = list(dict.fromkeys([o for o in record.tags if o in tags or o not in was] + [o for o in tags if o not in was]))
     describe(record.path, **what)
     _changed(handler)
     return overview(record_of(handler,ask))

@@ -82,8 +82,8 @@ function editable(text, {label, save, long, empty}) {
 }
 function tagEditor(run) {
   const box = el('div','tags'), add = Object.assign(el('input','addtag'), {placeholder:'+ tag', ariaLabel:'add a tag', maxLength:200})
-  for (const t of run.tags) { const x = press('×', () => describe({tags:run.tags.filter(o => o != t)}), 'x'); x.setAttribute('aria-label','remove the tag '+t); box.append(el('span','tag', el('span','',t), x)) }
-  add.onkeydown = e => { e.stopPropagation(); if (e.key == 'Enter' && add.value.trim()) { add.blur(); describe({tags:[...run.tags, add.value.trim()]}).then(() => oneBox.querySelector('.addtag')?.focus()) } }
+  for (const t of run.tags) { const x = press('×', () => describe({tags:run.tags.filter(o => o != t), was:run.tags}), 'x'); x.setAttribute('aria-label','remove the tag '+t); box.append(el('span','tag', el('span','',t), x)) }
+  add.onkeydown = e => { e.stopPropagation(); if (e.key == 'Enter' && add.value.trim()) { add.blur(); describe({tags:[...run.tags, add.value.trim()], was:run.tags}).then(() => oneBox.querySelector('.addtag')?.focus()) } }
   box.append(add); return box
 }
 function confirmIn(place, question, yes, fn) { // in the page: a frame may not open dialogs
