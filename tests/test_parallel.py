@@ -153,7 +153,7 @@ def test_predictions_of_ranks_come_with_their_numbers(tmp_path):
         return torch.cat(t.predict(Data.from_tensors(items(29), items(29), batch_size=4), join=False))
     parts = launch(work, str(tmp_path), nprocs=3, output='none', timeout=120)
     whole = Trainer(net(), loss=F.cross_entropy).predict(items(29)[0])
-    torch.testing.assert_close(torch.cat(parts), whole)
+    for part in parts: torch.testing.assert_close(part, whole) # all of them, on every rank
     if not files: return
     import pyarrow.parquet as pq
     table = pq.read_table(tmp_path/'out.parquet').sort_by('index')
@@ -214,7 +214,7 @@ def test_a_step_has_no_collective_and_hardly_a_call_more_than_raw_ddp(kind, accu
     own = accumulate>1 # without a static graph nothing rides with the gradients, and with it the first step would round otherwise than after a restart
     assert whole['all_reduce']-half['all_reduce'] == 16+own, 'one a step, as raw DDP has'
     assert whole['broadcast'] == half['broadcast'] and (raw['broadcast'] > 0) == (kind == 'norm')
-    assert whole['all_reduce'] <= 32+4 # a fit: what ranks were given, how its epoch ended
+    assert whole['all_reduce'] <= 32+5 # a fit: what ranks were given, whether a callback ended it before it began, how its epoch ended
     assert calls <= raw_calls+20
 
 

@@ -196,7 +196,7 @@ def launch(
             envs = [dict(env or {}, RANK=r, LOCAL_RANK=r, WORLD_SIZE=nprocs, LOCAL_WORLD_SIZE=nprocs) for r in range(nprocs)]
             try:
                 return workers.run(_Rank(fn, str(Path(tmp,f'store-{attempt}')), backend, collective_timeout), *args, nprocs=nprocs, timeout=timeout, threads=threads or threads_for(per=nprocs),
-                    env=envs, contexts=contexts, output=output, echo=is_echo, report=_report, grace=.5, **kwargs)
+                    env=envs, contexts=contexts, output=output, echo=is_echo, report=_report, **kwargs)
             except workers.WorkerTimeout: raise
             except workers.WorkerError as e:
                 if attempt == max_restarts: raise
