@@ -2,13 +2,13 @@
 #
 # PYTHON=python3.12   another interpreter         TORCH=system   over an installed torch, which is left alone
 # MLSTACK_ARGS=--quick   options for the demo     TESTS=tests/test_laws.py   a part of the suite
-# WORKERS=1   test files one after the other; default: as many at once as there are cores, at most 4
+# WORKERS=1   test files one after the other; default: one more at once than there are cores, at most 4 (many tests wait for something)
 
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 TORCH ?= locked
 TESTS ?= tests
-WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n<4 ? n : 4)))
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n<4 ? n+1 : 4)))
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check

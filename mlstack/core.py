@@ -179,6 +179,29 @@ class Context(namedtuple('Context', (*_fields,'stop','link'), defaults=(*_fields
         return {k: getattr(self,k) for k in _fields}
 
 # %% ../nbs/00_core.ipynb #52683f9a
+_launchers = (('RANK','WORLD_SIZE','LOCAL_RANK'), ('OMPI_COMM_WORLD_RANK','OMPI_COMM_WORLD_SIZE','OMPI_COMM_WORLD_LOCAL_RANK'),
+    ('PMI_RANK','PMI_SIZE','MPI_LOCALRANKID'), ('SLURM_PROCID','SLURM_STEP_NUM_TASKS','SLURM_LOCALID')) # torchrun, Open MPI, other MPIs, srun
+
+def _launched(env):
+    "Which of several ranks torchrun, mpirun or srun say this process is; nothing where they have started one, or none. How ranks find each other is the business of `ddp`."
+    for rank,size,local in _launchers:
+        if not all(env.get(k,'').isdigit() for k in (rank,size)) or int(env[size])<2: continue
+        if rank=='SLURM_PROCID' and (not env.get('SLURM_STEP_ID','').isdigit() or int(env['SLURM_STEP_ID'])>=0xFFFFFFF0 or 'ipykernel.kernelapp' in sys.modules): continue # shells, batch scripts, and notebooks, which start ranks
+        here = env.get(local) or env.get('SLURM_LOCALID') or ('0' if rank[0]=='R' else env[rank])
+        return dict(rank=int(env[rank]), local_rank=int(here), world_size=int(env[size]))
+    return {}
+
+def _common_id(size, env=os.environ):
+    "An identifier that all ranks of a job know without a word: of a step of srun, or of the process that has started them all; empty where there is none."
+    from zlib import crc32
+    size = str(size)
+    if env.get('SLURM_JOB_ID','').isdigit() and env.get('SLURM_STEP_ID','').isdigit():
+        return _base32(int(env['SLURM_JOB_ID']),9) + _base32(crc32(f'{env.get("SLURM_CLUSTER_NAME")} {env["SLURM_STEP_ID"]} {env.get("SLURM_JOB_START_TIME")}'.encode()),5)
+    if (env.get('LOCAL_WORLD_SIZE') or env.get('OMPI_COMM_WORLD_LOCAL_SIZE'))!=size: return '' # on several machines
+    try: began = Path(f'/proc/{os.getppid()}/stat').read_text().rpartition(')')[2].split()[19]
+    except (OSError,IndexError): return ''
+    return _base32(int(began),9) + _base32(crc32(f'{os.getppid()} {Path("/proc/sys/kernel/random/boot_id").read_text()}'.encode()),5)
+
 _process,_scope,_ctx_lock = None,ContextVar('mlstack_context'),threading.Lock()
 
 def _from_env(env):
@@ -189,6 +212,7 @@ def _from_env(env):
         if (v := env.get(name)) is None: continue
         try: kw[k] = type(d)(v)
         except ValueError: raise MlstackError(f'{v!r} is not a whole number', f'variable {name}', 'unset it; mlstack or the launcher sets it itself') from None
+    if not kw.get('trial'): kw = _launched(env) | kw # a trial is no rank of those who look for one
     if not any(kw.get(k) for k in ('run','parent','sweep','trial','job')): # then these two are settings, which are read each time
         for k in ('runs','project'): kw.pop(k, None)
     return Context(**kw, stop=Stop())

@@ -4,14 +4,17 @@
 function) that says why this machine cannot; `gpu` and `multi_gpu` need devices. What did not run is listed by name at the end. With CI=true a test that
 did not run is a failure, unless it is one for gpu, multi_gpu, cloud or a probe.
 """
-import os, tempfile
+import os, signal, tempfile, threading
 import pytest
-from tests import house
-from tests.slurm import Slurm, probe as slurm_probe, programs as slurm_programs
+from tests import house, images
+from tests.slurm import Slurm, accounting_programs, probe as slurm_probe, programs as slurm_programs
 
-house.probes['slurm'] = slurm_probe
+house.probes |= dict(slurm=slurm_probe, images=images.probe)
 ci = os.environ.get('CI', '').lower() in ('1', 'true', 'yes')
 may_be_missing = ('gpu', 'multi_gpu', 'cloud', 'probe')
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler) # a shell's background job ignores Ctrl-C, and what it starts inherits that
+
 _known = {}   # answers of probes and of the question how many GPUs there are
 
 def _gpus():
@@ -37,11 +40,22 @@ def _lacks(item):
             for o in m.args:
                 if why := _probe(o): return 'probe', why
 
+one_by_one = ('tests/test_notebooks.py::test_notebook[', 'tests/test_library.py::')
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    "With `--dist loadfile` a file stays on one worker. Lessons, which share nothing, go singly to the worker that is free, after all files: so the workers end together."
+    from xdist.scheduler import LoadFileScheduling
+    class Lessons(LoadFileScheduling):
+        def _split_scope(self, nodeid): return nodeid if nodeid.startswith(one_by_one) else super()._split_scope(nodeid)
+    if config.getvalue('dist') == 'loadfile': return Lessons(config, log)
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda o: '[nbs/tutorials/' not in o.nodeid) # the longest lessons first
     for o in items:
         if 'chromium' in getattr(o, 'fixturenames', ()): o.add_marker(pytest.mark.server('chromium', 'chromedriver'))
-        if 'slurm' in getattr(o, 'fixturenames', ()):
-            o.add_marker(pytest.mark.server(*slurm_programs))
+        if {'slurm', 'slurm_accounts'} & {*getattr(o, 'fixturenames', ())}:
+            o.add_marker(pytest.mark.server(*slurm_programs, *(accounting_programs if 'slurm_accounts' in o.fixturenames else ())))
             o.add_marker(pytest.mark.probe('slurm'))
 
 def pytest_runtest_setup(item):
@@ -103,5 +117,10 @@ def chromium():
 
 @pytest.fixture(scope='session')
 def slurm():
-    "A SLURM of two nodes with four cores each, for the session."
-    with Slurm(nodes=2, cpus=4) as cluster: yield cluster
+    "A SLURM of two nodes with four cores and two made-up GPUs each, for the session."
+    with Slurm(nodes=2, cpus=4, gpus=2) as cluster: yield cluster
+
+@pytest.fixture(scope='session')
+def slurm_accounts():
+    "The same with accounting, so that `sacct` answers."
+    with Slurm(nodes=2, cpus=4, gpus=2, accounting=True) as cluster: yield cluster

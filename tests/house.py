@@ -1,5 +1,5 @@
 "What the tests know about the house: its notebooks, its modules, and how to run a process that cannot outlive its test."
-import ast, json, os, re, shutil, signal, subprocess, sys, time, uuid
+import ast, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time, uuid
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -28,6 +28,19 @@ def exports_to(path):
     for c in cells(path):
         if c['cell_type'] == 'code' and (m := re.search(r'^\s*#\|\s*default_exp\s+(\S+)', ''.join(c['source']), re.M)):
             return 'mlstack.' + m[1].removesuffix('.__init__')
+
+def shows_its_exports(path):
+    "Whether cells of a lesson name something that it exports itself, methods included."
+    own, used = set(), set()
+    for c in cells(path):
+        if c['cell_type'] != 'code': continue
+        source = ''.join(c['source'])
+        try: nodes = [*ast.walk(ast.parse(source))]
+        except SyntaxError: return True  # a magic: we cannot tell
+        if re.search(r'^\s*#\|\s*exports?i?\b', source, re.M):
+            own |= {o.name for o in nodes if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))} | {o.id for o in nodes if isinstance(o, ast.Name) and isinstance(o.ctx, ast.Store)}
+        else: used |= {o.id for o in nodes if isinstance(o, ast.Name)} | {o.attr for o in nodes if isinstance(o, ast.Attribute)}
+    return bool(own & used)
 
 def label(path): return str(Path(path).relative_to(root)).removesuffix('.ipynb').removesuffix('.py')
 
@@ -63,6 +76,16 @@ def carrying(mark):
         except (psutil.Error, OSError): pass
     return found
 
+def of_session(sid):
+    "The live processes of a session."
+    import psutil
+    found = []
+    for p in psutil.process_iter():
+        try:
+            if os.getsid(p.pid) == sid and p.status() != psutil.STATUS_ZOMBIE: found.append(p)
+        except (psutil.Error, OSError): pass
+    return found
+
 def kill(processes):
     "End them, and wait until they are gone."
     import psutil
@@ -71,9 +94,19 @@ def kill(processes):
         except psutil.Error: pass
     psutil.wait_procs(processes, 5)
 
+patience = 30 # seconds in which what a command has started ends by itself
+
+def _names(processes):
+    import psutil
+    found = []
+    for o in processes:
+        try: found.append(' '.join(o.cmdline()[:6]))
+        except psutil.Error: pass # it has just ended
+    return found
+
 def run(*command, timeout=600, cwd=root, env=None, input=None, leave_nothing=False):
     """Run a command to its end; everything it started is killed at the time-out.
-    With `leave_nothing` processes that are still there five seconds after it ended are an error."""
+    With `leave_nothing` processes that are still there some seconds after it ended are an error."""
     mark = uuid.uuid4().hex
     env = (environment() if env is None else env) | dict(HOUSE_TEST=mark)
     p = subprocess.Popen([str(o) for o in command], cwd=cwd, env=env, stdin=subprocess.PIPE if input else subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -85,16 +118,86 @@ def run(*command, timeout=600, cwd=root, env=None, input=None, leave_nothing=Fal
         out = ''
     finally:
         if p.poll() is None: os.killpg(p.pid, signal.SIGKILL)
-        end = time.monotonic() + (5 if leave_nothing and late is None else 0)
+        end = time.monotonic() + (patience if leave_nothing and late is None else 0)
         while (left := carrying(mark)) and time.monotonic() < end: time.sleep(.1)
-        names = [' '.join(o.cmdline()[:6]) for o in left if o.is_running()]
+        names = _names(left)
         kill(left)
         if late is not None: out = p.communicate()[0]
     if late is not None: raise AssertionError(f'{" ".join(map(str, command))} did not end in {timeout} s; killed: {late}\n{out[-3000:]}')
     if leave_nothing and names: raise AssertionError(f'{" ".join(map(str, command))} left processes behind: {names}')
     return subprocess.CompletedProcess(command, p.returncode, out)
 
+_servers = {}   # modules that are imported -> the process that forks lessons, our end of its socket
+
+def _server(modules):
+    if modules not in _servers or _servers[modules][0].poll() is not None:
+        ours, theirs = socket.socketpair()
+        # an end of file, when this process is gone, ends it
+        p = subprocess.Popen([sys.executable, '-m', 'tests.lesson', 'serve', str(theirs.fileno()), *modules], cwd=root, env=environment(), stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        theirs.close()
+        _servers[modules] = p, ours, ours.makefile()
+    return _servers[modules]
+
+def lesson(kind, path, timeout=600):
+    """Run a lesson ('notebook' or 'library') in a process of its own that a warm server forks; as `run(..., leave_nothing=True)` otherwise.
+    It is told from what stays behind by its session and by a mark in the environment of what it started."""
+    uses_torch = re.search(r'^\s*(?:import|from) torch\b', '\n'.join(''.join(c['source']) for c in cells(path)), re.M)
+    p, sock, answers = _server(('pandas', 'scipy.stats', 'matplotlib.pyplot', 'rich.table', 'typer', 'yaml', 'cloudpickle', 'psutil') + (('torch', 'torch.distributed', 'torch._dynamo') if uses_torch else ()))
+    mark, late = uuid.uuid4().hex, False
+    with tempfile.TemporaryDirectory(prefix='mlstack-lesson-') as tmp:
+        said = Path(tmp, 'out')
+        sock.settimeout(None)
+        sock.sendall(json.dumps(dict(kind=kind, path=str(path), timeout=500, output=str(said), env=environment(HOUSE_TEST=mark))).encode() + b'\n')
+        pid = int(answers.readline())
+        clock = threading.Timer(timeout, lambda: (os.killpg(pid, signal.SIGKILL)))
+        clock.start()
+        try: code = int(answers.readline())
+        finally: late = not clock.is_alive(); clock.cancel()
+        left = lambda: {o.pid: o for o in (*carrying(mark), *of_session(pid))}.values()
+        end = time.monotonic() + (0 if late else patience)
+        while left() and time.monotonic() < end: time.sleep(.1)
+        names = [' '.join(o.cmdline()[:6]) for o in left() if o.is_running()]
+        kill(list(left()))
+        out = said.read_text(errors='replace')
+    what = f'lesson {kind} {Path(path).name}'
+    if late: raise AssertionError(f'{what} did not end in {timeout} s\n{out[-3000:]}')
+    if names: raise AssertionError(f'{what} left processes behind: {names}')
+    return subprocess.CompletedProcess(what, code, out)
+
 def python(code, *args, **kw): return run(sys.executable, '-c', code, *args, **kw)
+
+def with_patience(check, seconds=4):
+    "Call `check(seconds)`; what a busy machine does not do within them gets four times as long, twice."
+    for o in (seconds, 4*seconds):
+        try: return check(o)
+        except AssertionError: pass
+    return check(16*seconds)
+
+
+# Browsers
+
+def wait_for(condition, seconds=300):
+    "Wait until a condition is true, and return what it gave."
+    end = time.monotonic()+seconds
+    while time.monotonic() < end:
+        if value := condition(): return value
+        time.sleep(.01)
+    raise AssertionError('it did not happen')
+
+def until(browser, script, seconds=300):
+    "Wait until an expression is true in the page, and return it."
+    end = time.monotonic()+seconds
+    while not (got := browser.execute_script('return '+script)):
+        assert time.monotonic() < end, f'never came true: {script}'
+        time.sleep(.05)
+    return got
+
+def go_to(browser, url, ready):
+    "A page that is not yet open, as a new one, until `ready` is true in it."
+    browser.get('about:blank')
+    browser.get(url)
+    until(browser, ready)
+    return browser
 
 def cpu_seconds(*command):
     "User and system time of one run of a command, without its children's children that outlive it."
@@ -127,5 +230,21 @@ def small_disk():
         r = subprocess.run(_private_mount('64k', d, ['true']), capture_output=True, text=True)
     return None if r.returncode == 0 else f'a tmpfs cannot be mounted here: {r.stderr.strip()[:80]}'
 
+def own_network():
+    if programs_missing(['unshare', 'ip']): return 'there is no unshare, or no ip'
+    done = subprocess.run(['unshare', '-n', 'ip', 'link', 'set', 'lo', 'up'], capture_output=True, text=True)
+    return None if done.returncode == 0 else f'no network namespace: {done.stderr.strip()[:100]}'
+
+def on_a_real_ray(module, *args, timeout=900, cwd=root, **env):
+    "Run a module of the tests where Ray is installed, on a network of its own; needs the probe `own_network`. It takes a gigabyte and a minute: in CI only with MLSTACK_TEST_RAY=1."
+    import pytest, secrets
+    from tests.bench import peers
+    if os.environ.get('CI') and not os.environ.get('MLSTACK_TEST_RAY'): pytest.skip('it takes a gigabyte and a minute: MLSTACK_TEST_RAY=1 runs it')
+    try: python = peers.python_of('ray')
+    except (RuntimeError, OSError) as e: pytest.skip(f'Ray cannot be installed here: {e}')
+    clean = {k: v for k, v in os.environ.items() if 'proxy' not in k.lower() and k != 'RAY_ADDRESS'}
+    env = clean | dict(PYTHONPATH=str(root), RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED='0', RAY_NODE_IP_ADDRESS='127.0.0.1', RAY_grpc_enable_http_proxy='0', no_proxy='*', OMP_NUM_THREADS='1', MLSTACK_PROGRESS='no') | env
+    return run('unshare', '-n', 'sh', '-c', 'ip link set lo up && exec "$@"', 'sh', python, '-m', module, *args, cwd=cwd, env=env, timeout=timeout)
+
 # Name -> function that says why this machine cannot, or None where it can: `@pytest.mark.probe("small_disk")`.
-probes = dict(small_disk=small_disk)
+probes = dict(small_disk=small_disk, own_network=own_network)

@@ -76,6 +76,23 @@ def transformers_causal():
         again.load(Path(folder)/'gpt2')
     assert equal(again.model, tied) and again.model.lm_head.weight is again.model.transformer.wte.weight, 'weights that were tied have to stay so'
 
+def transformers_planned():
+    "Models from their config, without weights: planned with masks, tied weights, shared keys and their own loss."
+    from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from mlstack.hardware import plan
+    def ids(*shape): return torch.zeros(*shape, dtype=torch.long, device='meta')
+    small = dict(vocab_size=500, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    bert, llama = lambda: BertForSequenceClassification(BertConfig(**small)), lambda: LlamaForCausalLM(LlamaConfig(**small, num_key_value_heads=2))
+    gpt2 = lambda: GPT2LMHeadModel(GPT2Config(vocab_size=500, n_positions=64, n_embd=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0))
+    for make, labels in ((bert, ids(8)), (llama, ids(8, 64)), (gpt2, ids(8, 64))):
+        with torch.device('meta'): model = make()
+        for mask in ({}, dict(attention_mask=ids(8, 64))):
+            for precision in ('fp32', 'bf16'):
+                p = plan(model, dict(input_ids=ids(8, 64), labels=labels) | mask, precision=precision, gpu='H100')
+                weights = sum(-(-t.numel()*t.element_size()//512)*512 for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values())
+                assert p.parts['weights'] == weights and p.peak > p.parts['weights'] + p.parts['optimizer'] and p.flops > 0, p
+                assert bool(p.assumed) == bool(mask) and all('masking' in o for o in p.assumed), p.assumed
+
 def transformers_bert():
     "Classification by BERT, as the model's own loss and by a loss of ours; a collator that masks at random resumes."
     from transformers import BatchEncoding, BertConfig, BertForMaskedLM, BertForSequenceClassification, DataCollatorForLanguageModeling, DataCollatorWithPadding
@@ -221,7 +238,7 @@ def torchmetrics_objects():
     assert abs(t.history['val_acc'][-1] - (out.argmax(1) == y).float().mean().item()) < 1e-6
 
 
-groups = dict(transformers=(transformers_causal, transformers_bert), timm=(timm_images,), keras=(keras_model,), data=(datasets_map, datasets_iterable, torchdata_stateful), metrics=(torchmetrics_objects,))
+groups = dict(transformers=(transformers_causal, transformers_bert, transformers_planned), timm=(timm_images,), keras=(keras_model,), data=(datasets_map, datasets_iterable, torchdata_stateful), metrics=(torchmetrics_objects,))
 
 if __name__ == '__main__':
     warnings.simplefilter('ignore')

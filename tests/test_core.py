@@ -203,6 +203,6 @@ def interpreter_3_10(tmp_path):
 @pytest.mark.skipif(not shutil.which('make'), reason='no make')
 def test_make_refuses_python_3_10(tmp_path):
     shutil.copy(house.root/'Makefile', tmp_path)
-    r = house.run('make', 'venv', f'PYTHON={interpreter_3_10(tmp_path)}', cwd=tmp_path, timeout=60)
+    r = house.run('make', 'venv', f'PYTHON={interpreter_3_10(tmp_path)}', cwd=tmp_path, timeout=300)
     assert r.returncode != 0 and 'needs Python 3.11 to 3.13' in r.stdout and '3.10' in r.stdout and 'PYTHON=python3.11' in r.stdout
     assert not (tmp_path/'.venv').exists() and 'Traceback' not in r.stdout

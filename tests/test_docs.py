@@ -27,12 +27,24 @@ def page_of(path):
 def test_a_page_for_every_notebook(built):
     assert not [house.label(p) for p in house.notebooks() if page_of(p) not in built]
 
+@pytest.fixture(scope='module')
+def public():
+    "Module -> its public names, and whether it holds each or answers it anew."
+    r = house.python('''import sys, json, importlib, types
+def names(module):
+    m = importlib.import_module(module)
+    rooms = [] if hasattr(m, '__path__') else [o for o in vars(m).values() if isinstance(o, types.ModuleType) and o.__name__.startswith('mlstack.')]
+    again = {n for o in rooms for n in getattr(o, '__all__', ())}  # made public here too, and explained on the page of that room
+    return {n: (getattr(m,n), n in vars(m))[1] for n in m.__all__ if n not in again}
+print(json.dumps({o: names(o) for o in sys.argv[1:]}))''', *(m for p in house.notebooks() if (m := house.exports_to(p))), timeout=600)
+    assert r.returncode == 0, r.stdout
+    return json.loads(r.stdout.splitlines()[-1])
+
 @pytest.mark.parametrize('path', [p for p in house.notebooks() if house.exports_to(p)], ids=house.label)
-def test_api_of_every_exported_name(built, path):
+def test_api_of_every_exported_name(built, public, path):
     "A heading of its own on the room's page; on a chapter's front page a link to it, or the bare name where the chapter answers it anew each time."
     module, html = house.exports_to(path), built[page_of(path)]
-    r = house.python('import sys, json, importlib\nm = importlib.import_module(sys.argv[1])\nprint(json.dumps({n: (getattr(m,n), n in vars(m))[1] for n in m.__all__}))', module, timeout=120)
-    names = json.loads(r.stdout.splitlines()[-1])
+    names = public[module]
     missing = [n for n, kept in names.items() if kept and not re.search(rf'<h\d>{n}<|href="[^"]*"[^>]*>(<span[^>]*>)?<code[^>]*>(<span[^>]*>)?{n}<', html)]
     missing += [n for n, kept in names.items() if not kept and not re.search(rf'<td><p><code[^>]*>(<span[^>]*>)?{n}<', html)]
     assert not missing, f'{module}: {missing} not on {page_of(path)}'

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mlstack.env.checks import Check, Report, check_git, check_packages, check_runs, check_torch, doctor
+from mlstack.env.builds import check_torch
+from mlstack.env.checks import Check, Report
+from mlstack.env.examining import doctor
+from mlstack.env.installed import check_packages
 from mlstack.env.machine import cpus, gpus, memory, mount_of, nvidia, physical_memory, quota
 from mlstack.env.notebooks import history_facts
 from mlstack.env.record import capture, compare, digest, distributions, packages, redact, torch_build, variables
+from mlstack.env.repository import check_git
+from mlstack.env.storage import check_runs
 
 root = Path(__file__).parents[1]
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
@@ -21,7 +26,7 @@ linux = pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def python(code, *flags, env=None, **kw):
     "What `code` prints in an interpreter of its own; its environment is `env` and nothing else, where given."
     env = os.environ|dict(PYTHONPATH=str(root)) if env is None else dict(PYTHONPATH=str(root))|env
-    out = subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True, env=env, timeout=120, **kw)
+    out = subprocess.run([sys.executable, *flags, '-c', code], capture_output=True, text=True, env=env, timeout=300, **kw)
     assert out.returncode == 0, out.stderr
     return out.stdout
 
@@ -124,7 +129,7 @@ def test_full_and_read_only_disks(tmp_path):
     def mount(*args): return subprocess.run(['mount', *args, str(tmp_path)], capture_output=True).returncode
     if mount('-t', 'tmpfs', '-o', 'size=1m', 'tmpfs'): pytest.skip('nothing can be mounted here')
     try:
-        assert [(c.name, c.state) for c in check_runs(tmp_path/'runs')] == [('runs folder','ok'), ('disk','wrong')]
+        assert [(c.name, c.state) for c in check_runs(tmp_path/'runs')][:2] == [('runs folder','ok'), ('disk','wrong')]
         (tmp_path/'fill').write_bytes(bytes(1<<20))
         assert [(c.state, 'No space left' in c.detail) for c in check_runs(tmp_path/'runs')] == [('wrong', True)]
         assert mount('-o', 'remount,ro') == 0
@@ -221,18 +226,54 @@ def test_compare_and_digest_agree():
     assert compare(None, rec) and compare(rec, {}) and not compare(None, None)
 
 
+def test_an_older_record_stays_comparable_and_a_diff_short():
+    new = capture()
+    old = {k:new[k] for k in ('python','implementation','system','cpu','memory','torch','packages','driver','gpus','lock','variables','where')}|dict(format=1)
+    assert compare(old, new) == [] == compare(new, old)
+    assert [d.key for d in compare(old, new|dict(python='3.99.0'))] == ['python']
+    name = next(iter(new['hashes']))
+    assert [d.key for d in compare(new, new|dict(hashes=new['hashes']|{name:'other'}))] == [f'hashes.{name}']
+    other = new|dict(packages=new['packages']|{name:'0'}, hashes=new['hashes']|{name:'other'}, cpu=new['cpu']|dict(features=['a','b','c']))
+    assert sorted(d.key for d in compare(new, other)) == ['cpu.features', f'packages.{name}']
+
+
+def test_files_digest_names_what_was_installed(tmp_path):
+    import venv
+    from mlstack.env.record import Distribution, _installed
+    from tests.wheels import wheel
+    first,other = (wheel(tmp_path/o, 'thing', '1.0', text=f'x = {o!r}\ndef main(): print(x)\n', scripts=['thing']) for o in ('one','two'))
+    def install(name, path, *options):
+        venv.create(tmp_path/name)
+        site = next((tmp_path/name).glob('lib/python*/site-packages'))
+        subprocess.run([sys.executable, '-m', 'pip', '--python', str(tmp_path/name/'bin'/'python'), 'install', '-q', '--no-index', *options, str(path)], check=True)
+        return _installed(Distribution('thing', '1.0', str(site), 'thing-1.0.dist-info'))
+    a,b,c = install('a', first),install('b', first, '--no-compile'),install('c', other)
+    assert a == b and a[1] == 'pip' and len(a[0]) == 16 and c[0] != a[0]
+
+
+def test_a_damaged_direct_url_is_said_and_no_folder_is_no_error(tmp_path):
+    from mlstack.env.record import Distribution, source
+    d = Distribution('x', '1', str(tmp_path), 'x-1.dist-info')
+    (tmp_path/d.file).mkdir()
+    def told(text): (tmp_path/d.file/'direct_url.json').write_text(text); return source(d)
+    assert told('') is None and told('{}') is None and 'problem' in told('{"url')
+    assert told('{"url":"file:///does/not/exist","dir_info":{"editable":true}}') == dict(url='file:///does/not/exist', editable=True)
+    assert told('{"url":"https://me:pw@host/x.git","vcs_info":{"vcs":"git","commit_id":"abc","requested_revision":"main"}}') == dict(url='https://***@host/x.git', vcs='git', asked='main', commit='abc')
+    assert told('{"url":"https://h/x.whl","archive_info":{"hashes":{"sha256":"aa"}}}') == dict(url='https://h/x.whl', sha256='aa')
+
+
 def test_variables_of_the_job_are_kept_apart():
     assert variables(dict(RANK='1', MLSTACK_RUN='r', OMP_NUM_THREADS='2')) == dict(OMP_NUM_THREADS='2')
 
 
 def test_lock_with_odd_files(tmp_path):
-    from mlstack.env.record import lock
+    from mlstack.env.record import lock_files
     (tmp_path/'requirements.txt').mkdir()
     (tmp_path/'broken.lock').symlink_to(tmp_path/'nowhere')
     (tmp_path/'.git').mkdir()
-    assert lock(tmp_path) is None
+    assert lock_files(tmp_path) is None
     (tmp_path/'uv.lock').write_bytes(b'\xff\x00')
-    assert list(lock(tmp_path)['files']) == ['uv.lock']
+    assert list(lock_files(tmp_path)['files']) == ['uv.lock']
 
 
 # The report
@@ -242,7 +283,7 @@ def test_colour_only_on_a_terminal():
     def on_terminal(**env):
         leader,follower = pty.openpty()
         try:
-            assert subprocess.run([sys.executable, '-c', code], stdout=follower, env={k:v for k,v in os.environ.items() if k != 'NO_COLOR'}|dict(PYTHONPATH=str(root))|env, timeout=60).returncode == 0
+            assert subprocess.run([sys.executable, '-c', code], stdout=follower, env={k:v for k,v in os.environ.items() if k != 'NO_COLOR'}|dict(PYTHONPATH=str(root))|env, timeout=300).returncode == 0
             return os.read(leader, 9999).decode()
         finally: os.close(leader), os.close(follower)
     assert '\x1b[31m' in on_terminal() and '\x1b' not in on_terminal(NO_COLOR='1') and '\x1b' not in python(code)
@@ -285,7 +326,7 @@ def test_notebook_state_in_a_real_kernel(tmp_path):
     km,kc = start_new_kernel(kernel_name='python3', cwd=str(tmp_path), env=os.environ|dict(PYTHONPATH=str(root), JPY_SESSION_NAME=f'/somewhere/else/{path.name}'))
     def run(source):
         said = []
-        reply = kc.execute_interactive(source, timeout=60, output_hook=lambda m: said.append(m['content'].get('text','')))
+        reply = kc.execute_interactive(source, timeout=300, output_hook=lambda m: said.append(m['content'].get('text','')))
         assert reply['content']['status'] == 'ok', reply
         return ''.join(said)
     try:
@@ -303,7 +344,7 @@ def test_notebook_state_in_a_real_kernel(tmp_path):
 
 def test_history_of_nothing():
     assert history_facts([], [])['clean'] is True and history_facts([''], None)['clean'] is None
-    assert history_facts(['a','a'], ['a','a','', 'b'])['rerun'] == [1]
+    assert history_facts(['a','a'], ['a','a','', 'b'])['rerun'] == [] and history_facts(['a','a','a'], ['a','a','', 'b'])['rerun'] == [1]
 
 
 # A real GPU

@@ -155,7 +155,7 @@ print(len(said), t.micro, t.step, [round(v,4) for v in t.history.steps()[1]])
 
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='RLIMIT_AS is Linux')
 def test_a_real_limit_of_the_hosts_memory():
-    r = house.python(LIMITED, timeout=120, env=os.environ|dict(MLSTACK_PROGRESS='no'))
+    r = house.python(LIMITED, timeout=300, env=os.environ|dict(MLSTACK_PROGRESS='no'))
     assert r.returncode==0, r.stdout
     said,micro,steps,*losses = r.stdout.splitlines()[-1].replace('[','').replace(']','').replace(',','').split()
     assert int(said)>=1 and steps=='2' and int(micro)<4096 and all(np.isfinite(float(o)) for o in losses)
@@ -201,7 +201,7 @@ print(json.dumps([table(p) for p in sys.argv[1:]]))
 
 def read(paths):
     "What is in these files, read by another process."
-    r = subprocess.run([python_of('tables'),'-c',READ,*paths], capture_output=True, text=True, timeout=60)
+    r = subprocess.run([python_of('tables'),'-c',READ,*paths], capture_output=True, text=True, timeout=300)
     assert r.returncode==0, r.stderr
     return json.loads(r.stdout)
 
@@ -209,7 +209,7 @@ def read(paths):
 @pytest.fixture
 def with_arrow(arrow, monkeypatch):
     "pyarrow in a worker of its own, since this interpreter must stay as the lock has it."
-    def run(fn, *args, **kw): return workers.run(_with_arrow, arrow, fn, *args, timeout=90, **kw)
+    def run(fn, *args, **kw): return workers.run(_with_arrow, arrow, fn, *args, timeout=300, **kw)
     return run
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from mlstack import core, workers
 from mlstack.core import MlstackError, context
 from mlstack.ddp import launch, leave_group, rendezvous
+from mlstack.tracking import runs
 from mlstack.trainer import Callback, Data, Trainer
 from mlstack.trainer.checkpoints import Checkpoints
 from tests import house
@@ -71,6 +72,16 @@ def test_wrong_variables_are_named(env, names):
     for n in names: assert n in str(e.value)
 
 
+@pytest.mark.parametrize('env', [_torchrun, _ray, _batch, _step, _step | dict(SLURM_STEP_ID='4294967290'), _step | dict(SLURM_STEP_NUM_TASKS='1', SLURM_PROCID='0'), _mpi, _mpi | _step,
+    dict(PMI_RANK='1', PMI_SIZE='2', MPI_LOCALRANKID='1', MPI_LOCALNRANKS='2'), _batch | dict(PMI_RANK='0', PMI_SIZE='1'), dict(RANK='0', WORLD_SIZE='1'), {}])
+def test_the_context_knows_the_rank_before_anybody_has_joined(env):
+    "What core reads of the launchers' variables is what ranks find when they meet."
+    found, ctx = rendezvous.find(env), core._from_env(env)
+    want = (0, 0, 1) if found is None or found.world_size == 1 else (found.rank, found.local_rank, found.world_size)
+    assert (ctx.rank, ctx.local_rank, ctx.world_size) == want
+    assert core._from_env(env | dict(MLSTACK_TRIAL='3')).world_size == (int(env['WORLD_SIZE']) if 'RANK' in env else 1) # srun starts agents, too
+
+
 def test_lists_of_nodes():
     for text,want in {'n1': ['n1'], 'n[1-2]': ['n1','n2'], 'a-b[08-10,1],c': ['a-b08','a-b09','a-b10','a-b1','c'], 'r[1-2]n[1-2]': ['r1n1','r1n2','r2n1','r2n2'], 'x[1-2]-ib,y': ['x1-ib','x2-ib','y']}.items():
         assert rendezvous.hosts(text) == want
@@ -102,6 +113,7 @@ _script = '''
     import json, os, sys, time
     import torch, torch.distributed as dist
     from torch import nn
+    import mlstack.tracking as track
     from mlstack.core import context
     from mlstack.ddp import join_group, launch
     from mlstack.trainer import Callback, Data, Trainer
@@ -114,14 +126,20 @@ _script = '''
         def before_step(self, t):
             if what == 'elastic' and context().attempt == 0 and context().rank == 1 and t.step == 6: raise ValueError('my shard is empty')
     if what in ('ok','elastic'):
-        results = launch(work, 10., nprocs=2)
+        early = context()
+        run = track.init(project='early', dir=out) # before anybody has met
+        run.log({f'rank{early.rank}': 1.})
+        if what == 'ok': results = launch(work, 10., nprocs=2) # in 'elastic' the Trainer finds the others by itself
         torch.manual_seed(0)
         x = torch.randn(64, 4)
-        t = Trainer(nn.Linear(4,1), Data.from_tensors((x, x.sum(1,keepdim=True)), batch_size=16//dist.get_world_size()), loss=nn.functional.mse_loss, lr=.05, parallel='ddp', callbacks=[Fail()])
+        t = Trainer(nn.Linear(4,1), Data.from_tensors((x, x.sum(1,keepdim=True)), batch_size=16//context().world_size), loss=nn.functional.mse_loss, lr=.05, parallel='ddp', callbacks=[Fail()])
         t.fit(epochs=2, save=f'{out}/checkpoints')
-        with open(f'{out}/{context().rank}.json','w') as f: json.dump(dict(results=results, steps=t.step, weight=t.model.weight.flatten().tolist(), why=t._why.get('resume')), f)
+        if what == 'elastic': results = launch(work, 10., nprocs=2)
+        with open(f'{out}/{context().rank}.json','w') as f: json.dump(dict(results=results, steps=t.step, weight=t.model.weight.flatten().tolist(), why=t._why.get('resume'), early=[run.id, early.rank, early.world_size]), f)
+        run.finish()
+        if what == 'elastic': dist.destroy_process_group()
     else:
-        join_group(timeout=6)
+        join_group(timeout=float(sys.argv[3]))
         dist.all_reduce(torch.ones(1))
         if dist.get_rank() == 1:
             time.sleep(600)
@@ -145,6 +163,8 @@ def ran(out, done, ranks):
         assert {(o['world_size'],o['sum'],o['run']) for o in said[r]['results']} == {(ranks, 10.*ranks*(ranks+1)/2, said[0]['results'][0]['run'])}
     assert said[0]['results'][0]['run'] and all(o['weight'] == said[0]['weight'] for o in said)
     _weights.setdefault('first', said[0]['weight'])
+    assert [o['early'] for o in said] == [[said[0]['results'][0]['run'], r, ranks] for r in range(ranks)] # all have opened one run
+    assert len(list((out/'early').glob('*/meta.json'))) == 1
     assert said[0]['weight'] == pytest.approx(_weights['first'], rel=1e-4)
     assert len(re.findall(r'^epoch 2/2', done.stdout, re.M)) == 1, done.stdout
     return said
@@ -188,11 +208,13 @@ def test_srun_on_two_nodes(slurm, script, tmp_path):
 
 def test_a_hanging_collective_under_srun_is_reported_once(slurm, script, tmp_path):
     "srun ends nobody: the ranks do it themselves."
-    done = slurm.run('srun', '-N2', '-n2', sys.executable, script, 'hangs', tmp_path, timeout=200, leave_nothing=True)
-    assert done.returncode
-    once(done.stdout, 'RuntimeError')
-    assert done.stdout.count('rank 0 waited in all_reduce number 2 of shape [3, 2] for rank 1, which never came') == 1
-    assert 'rank 1 has done all_reduce number 1 of shape [1]' in done.stdout and 'time.sleep(600)' in done.stdout
+    def check(timeout):
+        done = slurm.run('srun', '-N2', '-n2', sys.executable, script, 'hangs', tmp_path, timeout, timeout=300, leave_nothing=True)
+        assert done.returncode
+        once(done.stdout, 'RuntimeError')
+        assert done.stdout.count('rank 0 waited in all_reduce number 2 of shape [3, 2] for rank 1, which never came') == 1, done.stdout
+        assert 'rank 1 has done all_reduce number 1 of shape [1]' in done.stdout and 'time.sleep(600)' in done.stdout
+    house.with_patience(check)
 
 
 def test_what_is_a_rank_in_a_slurm_job(slurm, tmp_path):
@@ -225,12 +247,12 @@ def _pretend(env, timeout):
         return context().rank, context().world_size, os.environ['MASTER_PORT']
     except BaseException: sys.excepthook(*sys.exc_info())
 
-def pretend(*envs, timeout=20):
+def pretend(*envs, timeout=300):
     "Run ranks with these variables; what happened to each and what they printed."
     said = []
     with workers.Pool(len(envs), output='all') as pool:
         tasks = [pool.submit(_pretend, env, timeout) for env in envs]
-        said = [e.value[1] for e in pool.events(timeout=60) if e.kind=='output']
+        said = [e.value[1] for e in pool.events(timeout=300) if e.kind=='output']
         return [t.value if t.state=='done' else t.state for t in tasks], ''.join(said)
 
 def variables(rank, n=2, port=None): return dict(RANK=rank, WORLD_SIZE=n, LOCAL_RANK=rank, MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
@@ -271,7 +293,7 @@ def test_what_the_caller_is_told():
             threading.Event().wait(600)
         dist.all_reduce(torch.ones(3,2))
     def told(what, **kw):
-        with pytest.raises(workers.WorkerError) as e: launch(work, what, nprocs=2, timeout=60, output='none', **kw)
+        with pytest.raises(workers.WorkerError) as e: launch(work, what, nprocs=2, timeout=300, output='none', **kw)
         assert socket.gethostname() in str(e.value)
         return e.value
     e = told('fails')
@@ -281,9 +303,11 @@ def test_what_the_caller_is_told():
     e = told('leaves')
     assert e.what == 'rank 0 waited in all_reduce number 2 of shape [3, 2] for rank 1, which returned without it'
     assert 'rank 1 has returned' in e.remote
-    e = told('hangs', collective_timeout=6)
-    assert e.what == 'rank 0 waited in all_reduce number 2 of shape [3, 2] for rank 1, which never came'
-    assert 'rank 0 gave up all_reduce number 2' in e.remote and 'rank 1 has done all_reduce number 1' in e.remote and 'threading.Event().wait(600)' in e.remote
+    def hangs(timeout):
+        e = told('hangs', collective_timeout=timeout)
+        assert e.what == 'rank 0 waited in all_reduce number 2 of shape [3, 2] for rank 1, which never came'
+        assert 'rank 0 gave up all_reduce number 2' in e.remote and 'rank 1 has done all_reduce number 1' in e.remote and 'threading.Event().wait(600)' in e.remote
+    house.with_patience(hangs)
     for what in ('memory','host memory'):
         e = told(what)
         assert e.what.startswith('rank 1 failed:') and 'batch_size' in e.do, str(e)
@@ -293,8 +317,10 @@ def test_a_deadline_says_who_is_waited_for():
     def work():
         if dist.get_rank() == 2: threading.Event().wait(600)
         dist.barrier()
-    with pytest.raises(workers.WorkerTimeout) as e: launch(work, nprocs=3, timeout=8)
-    assert 'ranks 0, 1 waited in barrier number 1 for rank 2, which never came' in e.value.what and 'rank 2 has called no collective' in e.value.remote
+    def check(timeout):
+        with pytest.raises(workers.WorkerTimeout) as e: launch(work, nprocs=3, timeout=timeout)
+        assert 'ranks 0, 1 waited in barrier number 1 for rank 2, which never came' in e.value.what and 'rank 2 has called no collective' in e.value.remote
+    house.with_patience(check, 5)
 
 
 def test_other_groups_are_named():
@@ -302,15 +328,17 @@ def test_other_groups_are_named():
         group = dist.new_group([0,1], group_desc='halves')
         if dist.get_rank() == 0: dist.all_reduce(torch.ones(4), group=group)
         else: threading.Event().wait(600)
-    with pytest.raises(workers.WorkerTimeout, match='did not answer') as e: launch(work, nprocs=2, timeout=8)
-    assert 'waits in all_reduce number 1 of shape [4] in group halves' in e.value.remote
+    def check(timeout):
+        with pytest.raises(workers.WorkerTimeout, match='did not answer') as e: launch(work, nprocs=2, timeout=timeout)
+        assert 'waits in all_reduce number 1 of shape [4] in group halves' in e.value.remote
+    house.with_patience(check, 5)
 
 
 def test_what_cannot_be_started_or_sent_is_named():
     lock = threading.Lock()
     def uses(): return lock
     def takes(cfg, *rest, **named): pass
-    for kw,said in ((dict(nprocs='2'), "nprocs='2'"), (dict(nprocs=2.), 'nprocs=2.0'), (dict(nprocs=True), 'nprocs=True'), (dict(nprocs=0), 'nprocs=0'), (dict(max_restarts=-1), 'max_restarts=-1')):
+    for kw,said in ((dict(threads=0), 'threads=0'), (dict(timeout='10m'), "timeout='10m'"), (dict(collective_timeout=0), 'collective_timeout=0'), (dict(output='rank0'), "output='rank0'"), (dict(env='A=1'), 'env is a str'), (dict(nprocs='2'), "nprocs='2'"), (dict(nprocs=2.), 'nprocs=2.0'), (dict(nprocs=True), 'nprocs=True'), (dict(nprocs=0), 'nprocs=0'), (dict(max_restarts=-1), 'max_restarts=-1')):
         with pytest.raises(MlstackError, match=re.escape(said)): launch(takes, 1, **kw)
     if not torch.cuda.is_available():
         with pytest.raises(MlstackError, match='2 ranks with NCCL, and no GPUs'): launch(takes, 1, nprocs=2, backend='nccl')
@@ -318,6 +346,89 @@ def test_what_cannot_be_started_or_sent_is_named():
             ((1,), dict(extra=lock), "argument named['extra'] is a lock"), ((nn.ModuleDict(),lambda: lock), {}, 'argument rest[0] uses lock, which is a lock')):
         with pytest.raises(MlstackError, match=re.escape(said)): launch(takes, *args, nprocs=2, **kw)
     with pytest.raises(MlstackError, match='uses uses lock, which is a lock'): launch(uses, nprocs=2)
+    def plain(cfg, lr=.1): return lr
+    for args,kw,said in (((1,), dict(n_procs=2), 'neither launch nor plain(cfg, lr=0.1) takes n_procs= (launch). Did you mean nprocs=?'), ((1,), dict(world_size=2), 'Did you mean nprocs=?'), ((1,), dict(max_restart=2), 'Did you mean max_restarts=?'),
+            ((1,), dict(Lr=.2), 'Did you mean lr=?'), ((), dict(args=(1,)), 'Give its arguments after it'), ((1,), dict(gpus=8), 'aunch takes nprocs=, timeout='), ((), {}, "missing a required argument: 'cfg'"), ((1,2,3), {}, 'too many positional')):
+        with pytest.raises(MlstackError) as e: launch(plain, *args, **kw)
+        assert said in str(e.value), str(e.value)
+    with pytest.raises(MlstackError, match='a float cannot be called'): launch(plain(1), nprocs=2)
+    assert launch(plain, 1, lr=.3, nprocs=1) == [.3] # the function's own still pass
+
+
+# Signals
+
+_signalled = """
+    import os, signal, sys, torch
+    from torch import nn
+    from mlstack.core import context
+    from mlstack.ddp import launch
+    from mlstack.tracking import init
+    from mlstack.trainer import Callback, Checkpoints, Data, Trainer
+    class Ready(Callback):
+        def after_step(self, t):
+            if t.step == 3 and context().rank == 1: print('ready', os.getpid(), flush=True)
+    def train(folder):
+        init(project='p', name=os.path.basename(folder), dir=sys.argv[1]+'/runs')
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        x = torch.randn(10**6, 4) # an epoch lasts longer than this test
+        t = Trainer(nn.Linear(4,1), Data.from_tensors((x, x), batch_size=4), loss=lambda out, y: out.square().mean(), parallel='ddp', callbacks=[Ready()])
+        t.fit(epochs=10**6, save=Checkpoints(folder, every=10**9))
+    def at(number, parent):
+        def show(rank, name, text):
+            sys.stdout.write(text)
+            for line in text.splitlines():
+                if line.startswith('ready'): os.kill(os.getpid() if parent else int(line.split()[1]), number)
+        return show
+    try: launch(train, sys.argv[1]+'/first', nprocs=2, output=at(signal.SIGUSR1, False))
+    except Exception as e: print('of a rank:', e, flush=True)
+    init(project='p', name='caller', dir=sys.argv[1]+'/runs') # the ranks' is a child of it
+    launch(train, sys.argv[1]+'/second', nprocs=2, output=at(signal.SIGTERM, True))
+    print('never')
+"""
+
+def test_a_signal_to_a_rank_and_to_who_has_launched(tmp_path):
+    "All ranks end in one step and are saved, the signal keeps its name, the exit code and the state of the runs say it, and nothing is left."
+    (tmp_path/'tmp').mkdir()
+    (tmp_path/'job.py').write_text(textwrap.dedent(_signalled))
+    done = house.run(sys.executable, tmp_path/'job.py', tmp_path, timeout=200, leave_nothing=True, env=house.environment() | dict(TMPDIR=str(tmp_path/'tmp')))
+    assert 'of a rank: preempted by SIGUSR1' in done.stdout, done.stdout
+    assert done.returncode == 128+signal.SIGTERM and 'never' not in done.stdout, done.stdout
+    for name in ('first','second'):
+        steps = Checkpoints(tmp_path/name).steps()
+        assert steps and steps[0] >= 3, (name, steps, done.stdout)
+    assert not list((tmp_path/'tmp').glob('mlstack-launch-*'))
+    assert {r.name: r.state for r in runs(dir=tmp_path/'runs')} == dict(first='preempted', second='preempted', caller='preempted')
+    assert [re.findall(rf'{name}: step \d+ is saved; leaving with exit code (\d+)', done.stdout) for name in ('SIGUSR1','SIGTERM')] == [['138'],['143']], done.stdout
+    assert len(re.findall(r'^stopped in epoch 1/1000000  step \d+$', done.stdout, re.M)) == 2, done.stdout
+
+
+def test_ranks_that_do_not_stop_are_ended_after_the_grace(monkeypatch):
+    from mlstack.ddp import launching
+    from mlstack.trainer.stopping import Preempted
+    monkeypatch.setattr(launching, '_grace', .2)
+    def deaf():
+        print('here', flush=True)
+        threading.Event().wait(600)
+    with core.use(), pytest.raises(Preempted, match='SIGTERM') as e: launch(deaf, nprocs=1, output=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert e.value.code == 143 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_store_that_is_gone_is_no_error_and_all_others_are():
+    from mlstack.ddp.trouble import Watch
+    class Store:
+        def __init__(self, e): self.e = e
+        def set(self, *_): raise self.e
+        compare_set = set
+    w = Watch.__new__(Watch)
+    w.rank,w.world_size = 1,2
+    for e in (dist.DistNetworkError('gone'), dist.DistStoreError('late'), ConnectionResetError()):
+        w.store = Store(e)
+        w._ring('over')
+        assert w._first()
+    w.store = Store(TypeError('a mistake of ours'))
+    for call in (lambda: w._ring('over'), w._first):
+        with pytest.raises(TypeError): call()
 
 
 def test_a_launch_inside_a_rank_simply_runs():

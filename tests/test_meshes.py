@@ -315,6 +315,13 @@ def test_check(kw, said):
     with pytest.raises(MeshError, match=said.replace('+', r'\+')): Mesh(dp=2, shard=2, tp=4, pp=2, cp=2).check(**kw)
 
 
+@pytest.mark.parametrize('sizes,said', [(dict(dp=2, tp=2, pp=2), 'pp 2 and tp 2 do not go together yet: a stage of a pipeline keeps its layers whole'), (dict(dp=2, tp=2, pp=2), 'make of these 8 processes tp 2 x dp 4, or pp 2 x dp 4'),
+    (dict(shard=2, cp=4), 'make of these 8 processes shard 2 x dp 4, or cp 4 x dp 2'), (dict(shard=2, tp=2, cp=2), 'shard 2 and cp 2 and tp 2'), (dict(pp=2, cp=2), 'pp 2 and cp 2')])
+def test_what_does_not_go_together_is_refused_before_anybody_is_waited_for(sizes, said):
+    with pytest.raises(MeshError) as e: Trainer(GPT(), data(8), loss=words_loss, parallel=Mesh(**sizes))
+    assert said in str(e.value).replace('Make', 'make')
+
+
 def test_plans_that_cannot_be():
     from mlstack.ddp.plans import PlanError, plan_for
     for make,tp,said in [(lambda: Words(LlamaBlock), 4, '2 heads of keys and values'), (lambda: GPT(heads=2), 4, '2 heads'), (lambda: Words(sequential_block), 5, '32 hidden features'), (lambda: nn.Sequential(nn.Linear(3,4)), 2, 'nothing in Sequential')]:

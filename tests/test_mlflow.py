@@ -61,8 +61,8 @@ def free_port():
 def start(folder, port):
     "A real server; returns its process when it answers."
     command = [python_of('mlflow_server'), '-m', 'mlflow', 'server', '--host', '127.0.0.1', '--port', port, '--backend-store-uri', f'sqlite:///{folder}/server.db', '--artifacts-destination', folder/'mlartifacts', '--workers', 1]
-    p = subprocess.Popen(list(map(str, command)), cwd=folder, env=house.environment(MLFLOW_DISABLE_TELEMETRY='true'), stdout=subprocess.DEVNULL, stderr=open(folder/'server.log', 'a'), start_new_session=True)
-    for _ in range(600):
+    p = subprocess.Popen(list(map(str, command)), cwd=folder, env=house.environment(MLFLOW_DISABLE_TELEMETRY='true', MLFLOW_SERVER_ENABLE_JOB_EXECUTION='false'), stdout=subprocess.DEVNULL, stderr=open(folder/'server.log', 'a'), start_new_session=True)
+    for _ in range(3000):
         try:
             urlopen(f'http://127.0.0.1:{port}/health', timeout=2).read()
             return p
@@ -186,7 +186,7 @@ def test_a_folder_that_cannot_be_written(written, tmp_path):
 def test_two_loads_at_once(written):
     code = 'import sys, mlstack.tracking as track; print(len(track.load(sys.argv[1])))'
     both = [subprocess.Popen([sys.executable, '-c', code, str(written/'mlflow.db')], env=os.environ | dict(PYTHONPATH=str(house.root)), stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [p.communicate(timeout=120)[0] for p in both] == ['4\n']*3
+    assert [p.communicate(timeout=300)[0] for p in both] == ['4\n']*3
     r = next(o for o in track.runs() if o.name == 'first')
     assert len(track.runs()) == 4 and len(r.metric('loss')[0]) == 2500 and not r.problems and len(r.artifacts) == 3
     same_points(r, json.loads((written/'db.json').read_text())['points'])
@@ -320,7 +320,7 @@ def test_a_killed_training(server, tmp_path):
     p.kill()
     p.wait()
     record = track.runs(f"id == '{id}'")[0]
-    for _ in range(600):
+    for _ in range(3000):
         try:
             there, history = on_server(server, record)
             if there['info']['status'] == 'KILLED': break
@@ -332,20 +332,25 @@ def test_a_server_that_is_away_and_dies(tmp_path):
     "An error says so; the server is killed in the middle of a copy, and in the end every point is there once."
     port = free_port()
     address = f'http://127.0.0.1:{port}'
-    run = track.init(project='late', surroundings=False)
-    for i in range(4000): run.log({k: i/7 for k in 'abcd'})
-    run.finish()
+    def made():
+        run = track.init(project='late', surroundings=False)
+        for i in range(4000): run.log({k: i/7 for k in 'abcd'})
+        run.finish()
+        return run
+    run = made()
     with pytest.raises(MlstackError, match='no server answers'): track.sync(run, to=f'mlflow:{address}')
     p = start(tmp_path, port)
     try:
         code = 'import sys, mlstack.tracking as track; track.sync(sys.argv[1], to=sys.argv[2])'
-        copy = subprocess.Popen([sys.executable, '-c', code, str(run.path), f'mlflow:{address}'], env=os.environ | dict(PYTHONPATH=str(house.root)), stderr=subprocess.PIPE, text=True)
-        for _ in range(300):
-            if any(json.loads(o.read_bytes())['rows'] for o in run.path.glob('sinks/*.json')): break
-            time.sleep(.1)
-        stop(p)
-        assert 'did not take this run' in copy.communicate(timeout=120)[1]
-        p = start(tmp_path, port)
+        for _ in range(10):
+            copy = subprocess.Popen([sys.executable, '-c', code, str(run.path), f'mlflow:{address}'], env=os.environ | dict(PYTHONPATH=str(house.root)), stderr=subprocess.PIPE, text=True)
+            while copy.poll() is None and not any(json.loads(o.read_bytes())['rows'] for o in run.path.glob('sinks/*.json')): time.sleep(.002)
+            stop(p)
+            said = copy.communicate(timeout=300)[1]
+            p = start(tmp_path, port)
+            if said: break
+            run = made()  # on a busy machine it was through before we looked
+        assert 'did not take this run' in said
         track.sync(run, to=f'mlflow:{address}')
         there, history = on_server(address, run)
         assert all([v for _, _, v in sorted(history(k))] == [i/7 for i in range(4000)] for k in 'abcd') and there['info']['status'] == 'FINISHED'
@@ -388,5 +393,5 @@ def test_limits(server):
 
 def test_needs_no_mlflow():
     "Neither reading nor copying imports it."
-    r = house.python('import sys, mlstack.tracking.mlflow, mlstack.tracking.mlflow_sync\nassert not [o for o in sys.modules if o == "mlflow" or o.startswith("mlflow.")]', timeout=60)
+    r = house.python('import sys, mlstack.tracking.mlflow, mlstack.tracking.mlflow_sync\nassert not [o for o in sys.modules if o == "mlflow" or o.startswith("mlflow.")]', timeout=300)
     assert r.returncode == 0, r.stdout

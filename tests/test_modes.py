@@ -724,11 +724,13 @@ def test_the_real_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(tmp_path/'cache'))
     make = lambda *cut,**kw: job(Tower(6), Data.from_tensors(items(), items(20), batch_size=16), callbacks=cut, **kw)
     straight,eager = make(compile=True).fit(epochs=3),make().fit(epochs=3)
-    assert straight.mode=='compiled' and straight.modes.graphs in (1,2) and close(straight.model, eager.model, atol=1e-4)
+    assert straight.mode=='compiled', straight.explain()
+    assert straight.modes.graphs in (1,2) and close(straight.model, eager.model, atol=1e-4)
     for a,b in zip(straight.history['val_loss'], eager.history['val_loss']): assert abs(a-b)<1e-3
     with pytest.raises(Cut): make(CutAt(6), compile=True).fit(epochs=3, save=Checkpoints(tmp_path/'saved', every=5))
     resumed = make().fit(epochs=3, save=Checkpoints(tmp_path/'saved', every=5), resume=True)
-    assert resumed.mode=='compiled' and 'bit for bit' in resumed._why['resume']
+    assert resumed.mode=='compiled', resumed.explain()
+    assert 'bit for bit' in resumed._why['resume']
     assert resumed.history.steps()==straight.history.steps() and same_weights(resumed.model, straight.model)
     assert shutil.which('g++')
 

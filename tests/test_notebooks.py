@@ -1,5 +1,5 @@
 "Every notebook runs from top to bottom in a process of its own, leaves no process and no file behind, and stores nothing that belongs to one machine."
-import re, sys
+import re
 import pytest
 from tests import house
 
@@ -13,7 +13,7 @@ def files():
 @lessons
 def test_notebook(path):
     before = files()
-    r = house.run(sys.executable, '-m', 'tests.lesson', 'notebook', path, timeout=600, leave_nothing=True)
+    r = house.lesson('notebook', path)
     assert r.returncode == 0, r.stdout
     assert not (new := files() - before), f'left in the repository: {sorted(map(str, new))}'
 

@@ -3,6 +3,7 @@ import json, math, subprocess, sys, time
 from urllib.parse import quote, urlencode
 import pytest
 import mlstack.tracking as track
+from tests.house import go_to, until
 
 NASTY = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 
@@ -29,19 +30,7 @@ def page(folder):
 def browser(chromium): return chromium(1300, 900)
 
 
-def until(browser, script, seconds=60):
-    end = time.monotonic()+seconds
-    while not (got := browser.execute_script('return '+script)):
-        assert time.monotonic() < end, f'never came true: {script}'
-        time.sleep(.05)
-    return got
-
-
-def load(browser, page, query=''):
-    browser.get('about:blank')
-    browser.get(page.url+(f'#q={query}' if query else ''))
-    until(browser, "document.querySelectorAll('[data-drawn]').length")
-    return browser
+def load(browser, page, query=''): return go_to(browser, page.url+(f'#q={query}' if query else ''), "document.querySelectorAll('[data-drawn]').length")
 
 
 def drawn(browser): return dict(browser.execute_script("return [...document.querySelectorAll('[data-drawn]')].map(e => [e.querySelector('h2').title, +e.dataset.drawn])"))
@@ -56,12 +45,11 @@ def silent(browser): assert not [o for o in browser.get_log('browser') if o['lev
 
 def test_runs_are_listed_and_drawn(browser, page):
     load(browser, page)
-    until(browser, "[...document.querySelectorAll('[data-drawn]')].some(e => e.querySelector('h2').title == 'loss')")
+    until(browser, "[...document.querySelectorAll('[data-drawn=\"9\"]')].some(e => e.querySelector('h2').title == 'loss')")  # the newest ten, one of which logged no loss
     assert browser.execute_script("return document.getElementById('count').textContent") == '13 runs'
-    assert drawn(browser)['loss'] == 9  # the newest ten, one of which logged no loss
     pixels = "(() => { const c = [...document.querySelectorAll('[data-drawn]')].find(e => e.querySelector('h2').title == 'loss').querySelector('canvas'), \
         d = c.getContext('2d').getImageData(0,0,c.width,c.height).data; let n = 0; for (let i = 0; i < d.length; i += 4) if (d[i+3] > 200 && Math.max(d[i],d[i+1],d[i+2])-Math.min(d[i],d[i+1],d[i+2]) > 60) n++; return n })()"
-    assert browser.execute_script('return '+pixels) > 1000  # coloured lines, not an empty frame
+    until(browser, pixels+' > 1000')  # coloured lines, not an empty frame
     browser.execute_script("document.getElementById('none').click()")
     until(browser, "document.querySelector('#charts .empty')")
     browser.execute_script("document.querySelector('.row[data-id^=\"mnist/\"]').click()")
@@ -381,8 +369,8 @@ def test_every_view_shows_a_script_as_text(browser, lab, view):
     go(browser, lab, view=view, group='c:opt', sx=f'c:{NASTY}', sc='c:opt', axes=packed('c:lr', f'c:{NASTY}', 'c:opt'), cols=packed(f'c:{NASTY}', f's:{NASTY}/a', 'r:tags'))
     browser.execute_script("for (const o of [...S.runs.values()].filter(r => r.name.startsWith('<'))) S.on.delete(o.id), colour(o.id); views.show(); \
         const r = [...S.runs.values()].find(r => r.name.startsWith('<')); say(9, 9, ...tipOf(r, ['c:opt','r:tags','r:group']))")
-    time.sleep(.7)
-    assert NASTY in browser.execute_script("return document.getElementById('views').textContent+document.querySelector('.tip').textContent")
+    until(browser, f"(document.getElementById('views').textContent+document.querySelector('.tip').textContent).includes({json.dumps(NASTY)})")
+    time.sleep(.2)
     assert browser.execute_script('return [window.hit ?? null, document.querySelectorAll("body img").length, document.querySelectorAll("script").length]') == [None, 0, 2]
     silent(browser)
 

@@ -85,7 +85,7 @@ def each(names, world):
 @pytest.mark.parametrize('world', [2,3,4])
 def test_ranks_are_one_process_with_the_same_global_batch(world):
     names = [*cases,'ragged','own order']
-    ranks = launch(each, names, world, nprocs=world, output='none', timeout=120)
+    ranks = launch(each, names, world, nprocs=world, output='none', timeout=300)
     for name in names:
         alone,losses,steps = train(name, world)
         for weights,seen,n in (r[name] for r in ranks):
@@ -139,7 +139,7 @@ def gathered(t):
 @pytest.mark.parametrize('world,n', [(2,37),(3,5)])
 def test_every_item_is_evaluated_once(world, n):
     alone = evaluate(n)
-    for found in launch(evaluate, n, parallel='ddp', nprocs=world, output='none', timeout=120):
+    for found in launch(evaluate, n, parallel='ddp', nprocs=world, output='none', timeout=300):
         for name,values in alone.items():
             if name != 'stream': assert found[name]['seen'] == list(range(n)), name
             assert found[name]['val_loss'] == pytest.approx(values['val_loss'], rel=1e-6), name
@@ -151,7 +151,7 @@ def test_predictions_of_ranks_come_with_their_numbers(tmp_path):
         if files: t.predict(items(29)[0], to=f'{folder}/out.parquet')
         elif t.parallel.main: assert sorted(i for r in range(3) for at,b in t._numbered(items(29)[0], r, 3) for i in range(at, at+len(b))) == list(range(29))
         return torch.cat(t.predict(Data.from_tensors(items(29), items(29), batch_size=4), join=False))
-    parts = launch(work, str(tmp_path), nprocs=3, output='none', timeout=120)
+    parts = launch(work, str(tmp_path), nprocs=3, output='none', timeout=300)
     whole = Trainer(net(), loss=F.cross_entropy).predict(items(29)[0])
     for part in parts: torch.testing.assert_close(part, whole) # all of them, on every rank
     if not files: return
@@ -209,7 +209,7 @@ def costs(kind, accumulate=1, n=32):
 
 @pytest.mark.parametrize('kind,accumulate', [('plain',1),('norm',2)])
 def test_a_step_has_no_collective_and_hardly_a_call_more_than_raw_ddp(kind, accumulate):
-    raw,(half,whole),raw_calls,calls = launch(costs, kind, accumulate, nprocs=2, output='none', timeout=120)[0]
+    raw,(half,whole),raw_calls,calls = launch(costs, kind, accumulate, nprocs=2, output='none', timeout=300)[0]
     assert raw['all_reduce'] == 32
     own = accumulate>1 # without a static graph nothing rides with the gradients, and with it the first step would round otherwise than after a restart
     assert whole['all_reduce']-half['all_reduce'] == 16+own, 'one a step, as raw DDP has'
@@ -224,7 +224,7 @@ def test_what_ranks_tell_each_other_is_the_same_with_and_without_the_gradients()
         t = Trainer(net(), Data.from_tensors(items(37*8), batch_size=4), loss=F.cross_entropy, lr=.01, parallel=DDP(static_graph=not alone))
         t.fit(epochs=1)
         return t.history.series['loss'][1], t.parallel.carrier is None
-    with_gradients,by_itself = (launch(work, alone, nprocs=2, output='none', timeout=60) for alone in (False,True))
+    with_gradients,by_itself = zip(*launch(lambda: (work(False),work(True)), nprocs=2, output='none', timeout=300))
     assert [w[1] for w in with_gradients+by_itself] == [False,False,True,True]
     assert len(with_gradients[0][0]) == 37 and with_gradients[0] == with_gradients[1]
     torch.testing.assert_close(with_gradients[0][0], by_itself[0][0])
@@ -261,7 +261,7 @@ def with_options():
         several_plain=fit('plain', accumulate=2, static_graph=False), fp16=fit('plain', compress='fp16'), bf16=fit('plain', compress='bf16'), looking=fit('unused', find_unused_parameters=True)), said
 
 def test_static_graphs_unused_parameters_and_compression():
-    (found,said),(other,_) = launch(with_options, nprocs=2, output='none', timeout=120)
+    (found,said),(other,_) = launch(with_options, nprocs=2, output='none', timeout=300)
     for name,(weights,_) in found.items(): assert torch.equal(weights, other[name][0]), name
     plain = found['plain'][0]
     for name in ('static','checkpoint','reentrant'): torch.testing.assert_close(found[name][0], plain, rtol=1e-5, atol=1e-7)
@@ -283,7 +283,7 @@ def test_powersgd():
         t = Trainer(net(), Data.from_tensors(items(128), batch_size=8), loss=F.cross_entropy, lr=.01, parallel=DDP(compress=state))
         t.fit(epochs=4)
         return flat(t.model), [r['loss'] for r in t.history.rows], bool(state.q_memory_dict), t.explain()
-    (a,losses,used,said),(b,*_) = launch(work, nprocs=2, output='none', timeout=60)
+    (a,losses,used,said),(b,*_) = launch(work, nprocs=2, output='none', timeout=300)
     assert torch.equal(a, b) and used and losses[-1] < losses[0]*.9
     assert any('PowerSGD of rank 1 from step 2' in s for s in said)
 
@@ -306,7 +306,7 @@ def norm_work(shape, sync, **kw):
 def test_batch_norm_over_all_ranks_is_that_of_one_process(shape):
     def both(): return norm_work(shape, True, batch_size=6), norm_work(shape, False, batch_size=6)
     alone,loss,_ = norm_work(shape, None, batch_size=12)
-    ranks = launch(both, nprocs=2, output='none', timeout=120)
+    ranks = launch(both, nprocs=2, output='none', timeout=300)
     for (synced,val,said),_ in ranks:
         torch.testing.assert_close(synced, alone, rtol=1e-4, atol=1e-5)
         assert val == pytest.approx(loss, rel=1e-4) and any('items of all ranks' in s for s in said)
@@ -375,8 +375,58 @@ def say_all():
 
 def test_ranks_say_what_they_disagree_about():
     import re
-    for said in launch(say_all, nprocs=2, output='none', timeout=120):
+    for said in launch(say_all, nprocs=2, output='none', timeout=300):
         for kind,pattern in disagreements.items(): assert re.search(pattern, said.get(kind,'nothing')), (kind,said.get(kind))
+
+
+class Own(torch.utils.data.IterableDataset):
+    "A stream that each rank has for itself, of its own length; divided by somebody else, or not."
+    def __init__(self, sizes, divided):
+        self.sizes = sizes
+        if divided: self._distributed = True
+    def __iter__(self):
+        from mlstack.core import context
+        for i in range(self.sizes[context().rank]): yield torch.full((4,6), float(i)),torch.zeros(4, dtype=torch.long)
+
+def streams(kind, sizes, divided=True, **kw):
+    "Ends with an error on the ranks that have not met: all of them, where nobody waits in a step."
+    torch.set_num_threads(1)
+    from mlstack.ddp.rarely import LocalSGD
+    t = Trainer(net(), Own(sizes, divided), loss=F.cross_entropy, parallel=LocalSGD(every=100) if kind == 'rarely' else kind, **kw)
+    try: t.fit(epochs=2)
+    except MlstackError as e:
+        if kind != 'rarely': raise
+        return str(e)
+    return t.step
+
+def test_streams_of_different_lengths_say_which_rank_ended_first():
+    for kind,sizes,divided,more,said in (('ddp', (2,9), True, {}, 'rank 0 ended after 2 batches, and that of rank 1 has more'), ('fsdp', (9,4), False, {}, 'rank 1 ended after 2 batches, and that of rank 0 has more'),
+            ('ddp', (5,0), True, dict(accumulate=2), 'rank 1 ended after 0 batches, and that of rank 0 has more')):
+        with pytest.raises(workers.WorkerError) as e: launch(streams, kind, sizes, divided, nprocs=2, output='none', timeout=300, **more)
+        assert said in str(e.value) and 'itertools.islice' in str(e.value), str(e.value)
+        assert isinstance(e.value.__cause__, MlstackError)
+    def several(): return streams('rarely', (3,5)), streams('ddp', (5,5)), streams('ddp', (6,6), False), streams('ddp', (7,7), accumulate=2)
+    for unequal,*steps in launch(several, nprocs=2, output='none', timeout=300):
+        assert 'rank 0 ended after 3 batches, and that of rank 1 has 5' in unequal.replace('more', '5') and steps == [10,6,8]
+
+
+def test_checkpoints_are_written_beside_the_training(tmp_path):
+    def work(folder):
+        import threading
+        from mlstack.trainer import Checkpoints, checkpoints
+        torch.set_num_threads(1)
+        seen,write = [],checkpoints._write_part
+        def noted(path, obj): seen.append(threading.current_thread().name); write(path, obj)
+        checkpoints._write_part = noted
+        t = Trainer(net(), Data.from_tensors(items(64), batch_size=4), loss=F.cross_entropy, lr=.01, parallel='ddp')
+        t.fit(epochs=1, save=Checkpoints(folder, every=3))
+        again = Trainer(net(), Data.from_tensors(items(64), batch_size=4), loss=F.cross_entropy, lr=.01, parallel='ddp')
+        again.fit(epochs=1, save=Checkpoints(folder, every=3), resume=f'{folder}/step-000000006')
+        return set(seen), t._why['saves'], torch.equal(flat(t.model), flat(again.model)), again._why['resume']
+    for threads,said,equal,why in launch(work, str(tmp_path), nprocs=2, output='none', timeout=300):
+        assert threads == {'mlstack-checkpoint'} and 'beside the training' in said and equal and why == 'resumed at step 6: bit for bit'
+    for threads,said,equal,_ in launch(work, str(tmp_path/'again'), nprocs=2, output='none', timeout=300, max_restarts=1): # a write under way would be lost with its interval
+        assert threads == {'MainThread'} and 'one interval at most' in said and equal
 
 
 def failing(how):
@@ -393,12 +443,12 @@ def failing(how):
     return t.step, t.stopped
 
 def test_the_caller_gets_the_error_of_the_rank_that_failed():
-    with pytest.raises(workers.WorkerError, match='only here') as e: launch(failing, 'error', nprocs=3, output='none', timeout=60)
+    with pytest.raises(workers.WorkerError, match='only here') as e: launch(failing, 'error', nprocs=3, output='none', timeout=300)
     assert e.value.index == 1 and isinstance(e.value.__cause__, ValueError)
-    with pytest.raises(workers.WorkerError, match='rank 1 was stopped in the middle of step 6, for which the others need it: enough'): launch(failing, 'stop', nprocs=2, output='none', timeout=60)
+    with pytest.raises(workers.WorkerError, match='rank 1 was stopped in the middle of step 6, for which the others need it: enough'): launch(failing, 'stop', nprocs=2, output='none', timeout=300)
 
 def test_a_callback_of_one_rank_stops_all_in_the_same_step():
-    (a,said),(b,other) = launch(failing, None, nprocs=2, output='none', timeout=60)
+    (a,said),(b,other) = launch(failing, None, nprocs=2, output='none', timeout=300)
     assert a == b and 20 < a <= 64 and other == 'enough' and 'another rank' in said
 
 
@@ -408,7 +458,7 @@ def test_a_seed_that_is_drawn_is_the_same_on_all_ranks():
         t = Trainer(net(), Data.from_tensors(items(64), batch_size=4), loss=F.cross_entropy, seed=None, parallel='ddp')
         t.fit(epochs=1)
         return t.seed, flat(t.model)
-    (a,wa),(b,wb) = launch(work, nprocs=2, output='none', timeout=60)
+    (a,wa),(b,wb) = launch(work, nprocs=2, output='none', timeout=300)
     assert a == b and torch.equal(wa, wb)
 
 
@@ -423,7 +473,7 @@ def test_wrappers_and_words():
     with pytest.raises(MlstackError, match='is not known'): Trainer(model, parallel='dpp')
     with pytest.raises(TrainerError, match='has no rank'): Trainer(model, parallel=2)
     def wrapped(): Trainer(nn.parallel.DistributedDataParallel(net()), loss=F.cross_entropy)
-    with pytest.raises(workers.WorkerError, match='DistributedDataParallel already'): launch(wrapped, nprocs=2, output='none', timeout=60)
+    with pytest.raises(workers.WorkerError, match='DistributedDataParallel already'): launch(wrapped, nprocs=2, output='none', timeout=300)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -451,7 +501,7 @@ def rare():
     return found
 
 def test_meeting_in_each_step_is_ddp_and_more_rarely_is_not():
-    a,b = launch(rare, nprocs=2, output='none', timeout=120)
+    a,b = launch(rare, nprocs=2, output='none', timeout=300)
     for case in ('plain','one item left','ragged'): torch.testing.assert_close(a[case,'one'], a[case,'ddp'], rtol=1e-5, atol=1e-6)
     assert a['local'][0] == [5,6,7,9,10], 'apart but after the first three steps, the fourth and the eighth'
     assert a['diloco'][0] == [1,2,3,5,6,7,9,10]
@@ -465,7 +515,7 @@ def test_between_meetings_nothing_is_sent():
         t = Trainer(net(), Data.from_tensors(items(32*64), batch_size=4), loss=F.cross_entropy, lr=.01, parallel=LocalSGD(every=32))
         t.fit(steps=64)
         return [collectives(lambda n=n: t.fit(steps=n)) for n in (32,64)]
-    half,whole = launch(work, nprocs=2, output='none', timeout=60)[0]
+    half,whole = launch(work, nprocs=2, output='none', timeout=300)[0]
     assert whole['all_reduce']-half['all_reduce'] == 2 and not whole['broadcast'], 'the weights, and what was measured'
 
 
@@ -505,20 +555,23 @@ def alike():
     return out
 
 def test_ranks_end_with_one_model_and_the_same_predictions():
-    a,b = launch(alike, nprocs=2, output='none', timeout=120)
+    a,b = launch(alike, nprocs=2, output='none', timeout=300)
     assert list(a) == list(b) and [k for k in a if not torch.equal(a[k], b[k])] == []
     assert a['stopped before it began'] == 0
 
 def test_arguments_that_would_make_ranks_meet_in_different_places_are_compared(tmp_path):
-    def work(what):
+    def work():
         from mlstack.core import context
         from mlstack.trainer import Checkpoints
-        other = context().rank
+        other,said = context().rank,{}
         def error(out, target): return (out.argmax(-1) != target).float().mean()
-        t = Trainer(net(), Data.from_tensors(items(96), items(13), batch_size=4), loss=F.cross_entropy, metrics=dict(error=error) if what=='metrics' and other else None, parallel='ddp')
-        try: t.fit(epochs=1, validate=3+other if what=='validate' else None, save=Checkpoints(tmp_path/what, every=3+other) if what=='saves' else None)
-        except MlstackError as e: return str(e)
-    for what in ('metrics','validate','saves'): assert all('another plan' in said and what in said for said in launch(work, what, nprocs=2, output='none', timeout=60)), what
+        for what in ('metrics','validate','saves'):
+            t = Trainer(net(), Data.from_tensors(items(96), items(13), batch_size=4), loss=F.cross_entropy, metrics=dict(error=error) if what=='metrics' and other else None, parallel='ddp')
+            try: t.fit(epochs=1, validate=3+other if what=='validate' else None, save=Checkpoints(tmp_path/what, every=3+other) if what=='saves' else None)
+            except MlstackError as e: said[what] = str(e)
+        return said
+    for found in launch(work, nprocs=2, output='none', timeout=300):
+        assert len(found) == 3 and all('another plan' in said and what in said for what,said in found.items()), found
 
 def test_a_trainer_that_was_not_told_of_the_ranks_says_so():
     def work():
@@ -526,5 +579,5 @@ def test_a_trainer_that_was_not_told_of_the_ranks_says_so():
             warnings.simplefilter('always')
             Trainer(net(), Data.from_tensors(items(8), batch_size=4), loss=F.cross_entropy)
         return [str(w.message) for w in seen]
-    first,second = launch(work, nprocs=2, output='none', timeout=60)
+    first,second = launch(work, nprocs=2, output='none', timeout=300)
     assert len(first) == 1 and 'each trains a model of its own: give Trainer(parallel="ddp")' in first[0] and second == []

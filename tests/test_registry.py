@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
 def python(code, *args, **kw):
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 
-def ended(p, timeout=120):
+def ended(p, timeout=300):
     out, err = p.communicate(timeout=timeout)
     assert p.returncode == 0, err
     return out
@@ -92,7 +92,7 @@ elif sys.argv[1] == 'linked': os.link = lambda *a: (real(*a), die())
 else: setattr(os, sys.argv[1], die)
 m.promote('v2', why='last words')
 """, call)
-    p.communicate(timeout=60)
+    p.communicate(timeout=300)
     assert p.returncode == -9
     assert [o['why'] for o in m.log.events if o['k'] == 'promote'] == ['last words']*(call == 'linked') and m.log.problems == []
     assert m.promote('v3').name == 'v3' and m.champion.name == 'v3'
@@ -297,7 +297,7 @@ def test_a_notebook_in_a_real_kernel(tmp_path, order, why):
     manager, client = start_new_kernel(kernel_name='python3', env=env, cwd=str(tmp_path))
     try:
         for o in order:
-            reply = client.execute_interactive('lr = 7' if o is None else NOTEBOOK[o], timeout=60, output_hook=lambda m: None)
+            reply = client.execute_interactive('lr = 7' if o is None else NOTEBOOK[o], timeout=300, output_hook=lambda m: None)
             assert reply['content']['status'] == 'ok', reply['content']
     finally:
         client.stop_channels()
@@ -669,7 +669,7 @@ def test_circles_forks_and_children(tmp_path):
 # -- commands ------------------------------------------------------------------------------------------------------------------
 
 def mlstack(*args, code=0):
-    p = subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', 'models', *map(str, args)], capture_output=True, text=True, timeout=60)
+    p = subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', 'models', *map(str, args)], capture_output=True, text=True, timeout=300)
     assert p.returncode == code and 'Traceback' not in p.stderr, p.stderr
     return p.stdout if code == 0 else p.stdout+p.stderr
 
@@ -695,5 +695,5 @@ def test_wrong_commands_are_sentences(tmp_path):
     for args, what in ((('promote', 'digits', 'v9'), "no version 'v9'"), (('show', 'digit'), "Did you mean 'digits'"), (('rollback', 'digits'), 'meant nothing before v3'), (('promote', 'digits', 'v1', '--require', 'better than champion on acc'), 'force=True'),
             (('sho', 'digits'), "did you mean 'show'"), (('register', 'digits', 'nobody'), "no run is called 'nobody'"), (('archive', 'digits', 'v3'), 'it is staging, champion'), (('lineage', 'nobody'), 'nothing is called')):
         assert what in mlstack(*args, code=2), args
-    p = subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', 'runs', 'rm', 'mlp:v2'], capture_output=True, text=True, timeout=60)
+    p = subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', 'runs', 'rm', 'mlp:v2'], capture_output=True, text=True, timeout=300)
     assert p.returncode == 2 and 'digits v3 (staging, champion) needs it' in p.stderr and 'mlstack models archive digits v3' in p.stderr

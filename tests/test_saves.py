@@ -67,7 +67,7 @@ class Gate:
         self.open,self.began,real = threading.Event(),threading.Event(),room.write_checkpoint
         def write(*a, **kw):
             self.began.set()
-            assert self.open.wait(60)
+            assert self.open.wait(300)
             return real(*a, **kw)
         monkeypatch.setattr(room, 'write_checkpoint', write)
 
@@ -78,7 +78,7 @@ def test_the_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatc
     gate,then = Gate(monkeypatch),{}
     def remember(t): then.update({k: v.clone() for k,v in t.model.state_dict().items()})
     def look(t):
-        assert gate.began.wait(60) and Checkpoints(tmp_path).steps()==[]
+        assert gate.began.wait(300) and Checkpoints(tmp_path).steps()==[]
         gate.open.set()
     t = job(At('after_step',4,remember), At('after_step',7,look)).fit(epochs=1, save=Checkpoints(tmp_path, every=4, keep=9))
     assert Checkpoints(tmp_path).steps()==[12,8,4] and t._saving.thread is None
@@ -448,7 +448,7 @@ def test_a_signal_to_the_whole_group_finds_the_loaders_workers_patient(tmp_path)
 def test_a_checkpoint_of_one_process_goes_on_with_two(tmp_path):
     def ten(t): raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError): Trainer(model(), Data.from_tensors(samples(192), batch_size=8), F.cross_entropy, callbacks=[At('after_step',11,ten)]).fit(epochs=2, save=Checkpoints(tmp_path/'saves', every=10))
-    runs = [workers.run(_two_of_one, tmp_path/f'{i}', tmp_path/'saves', nprocs=2, timeout=60) for i in range(2)]
+    runs = [workers.run(_two_of_one, tmp_path/f'{i}', tmp_path/'saves', nprocs=2, timeout=300) for i in range(2)]
     (a,b),(c,d) = runs
     assert a==c and b==d and a[0]==b[0]==10+7+12 and a[2]==b[2] and 'world_size 1 then, 2 now' in a[1]
 
@@ -468,8 +468,8 @@ def _two_of_one(file, saves):
 
 
 def test_a_batch_left_out_on_one_rank_is_an_error(tmp_path):
-    with pytest.raises(workers.WorkerError, match='rank 1 left out a batch that other ranks may train on.*everywhere = True'): workers.run(_skipping, tmp_path/'rendezvous', False, nprocs=2, timeout=60)
-    a,b = workers.run(_skipping, tmp_path/'again', True, nprocs=2, timeout=60)
+    with pytest.raises(workers.WorkerError, match='rank 1 left out a batch that other ranks may train on.*everywhere = True'): workers.run(_skipping, tmp_path/'rendezvous', False, nprocs=2, timeout=300)
+    a,b = workers.run(_skipping, tmp_path/'again', True, nprocs=2, timeout=300)
     assert a==b==22
 
 
@@ -494,7 +494,7 @@ def _skipping(file, everywhere):
 
 @pytest.mark.parametrize('rank', [0,1])
 def test_a_signal_to_one_rank_saves_once_and_all_leave_with_its_code(tmp_path, rank):
-    a,b = workers.run(_signalled_rank, tmp_path/'rendezvous', tmp_path/'saves', rank, nprocs=2, timeout=60)
+    a,b = workers.run(_signalled_rank, tmp_path/'rendezvous', tmp_path/'saves', rank, nprocs=2, timeout=300)
     assert a==b==(a[0],128+signal.SIGTERM) and 3<=a[0]<240 and Checkpoints(tmp_path/'saves').steps()[0]==a[0]
 
 

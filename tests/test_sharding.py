@@ -181,8 +181,8 @@ def test_a_rank_killed_while_it_writes_leaves_the_checkpoint_before(tmp_path):
         c.write_shards = die
         before = sorted(p.name for p in Path(folder).glob('*step*')) if Path(folder).exists() else []
         return go(None, 2, 3, save=Checkpoints(folder, every=3), resume=True, parallel=fsdp(checkpoint='sharded')), before, context().attempt
-    straight = launch(work, str(tmp_path/'a'), False, nprocs=2, timeout=120)
-    again = launch(work, str(tmp_path/'b'), True, nprocs=2, max_restarts=1, output='none', timeout=120)
+    straight = launch(work, str(tmp_path/'a'), False, nprocs=2, timeout=300)
+    again = launch(work, str(tmp_path/'b'), True, nprocs=2, max_restarts=1, output='none', timeout=300)
     for (want,_,_),(got,before,attempt) in zip(straight, again):
         assert attempt==1 and [b for b in before if b!='.step-000000006.tmp']==['step-000000003','step-000000004'] # rank 0 may have cleared up
         assert torch.equal(got['w'], want['w']) and torch.equal(got['state'], want['state']) and got['val']==want['val']
@@ -215,7 +215,7 @@ def test_a_full_disk_ends_no_fit_and_no_rank_waits(tmp_path):
             warnings.simplefilter('always')
             t = go(None, 2, 2, save=Checkpoints(folder, every=3), parallel=fsdp(), ema=False)
         return t['step'], [str(w.message) for w in said if 'goes on without' in str(w.message)]
-    for rank,(step,said) in enumerate(launch(work, str(tmp_path), nprocs=2, timeout=120)):
+    for rank,(step,said) in enumerate(launch(work, str(tmp_path), nprocs=2, timeout=300)):
         assert step==8 and len(said)==1 and ('No space left' if rank else 'another process') in said[0]
     assert [p.name for p in sorted(tmp_path.glob('*step*'))]==['step-000000003','step-000000004','step-000000008']
 
@@ -298,7 +298,7 @@ def test_running_statistics_blocks_used_twice_and_frozen_models():
         t.model.requires_grad_(False)
         return weights(t), t.model.norm.running_mean.clone(), t.validate()['val_loss'], out
     def both(): return [run(12, kind) for kind in (lambda: 'ddp', fsdp)]
-    ranks = launch(both, nprocs=2, timeout=120)
+    ranks = launch(both, nprocs=2, timeout=300)
     for ddp,ours in ranks:
         torch.testing.assert_close(ours[0], ddp[0], rtol=0, atol=1e-5) # each rank normalises by its own batch, as data parallelism does
         torch.testing.assert_close(ours[1], ranks[0][0][1], rtol=0, atol=1e-6) # and keeps the statistics of rank 0
@@ -318,7 +318,7 @@ def test_sixteen_bits():
             out[name] = weights(t), [str(seen[k]).removeprefix('torch.') for k in 'xw']
         return out
     one = train(24, epochs=1)['w']
-    for rank in launch(work, nprocs=2, timeout=120):
+    for rank in launch(work, nprocs=2, timeout=300):
         for name,(w,_) in rank.items(): torch.testing.assert_close(w, one, rtol=0, atol=.03, msg=name)
         assert {k: v[1] for k,v in rank.items()}==dict(own=['bfloat16','bfloat16'], pure=['bfloat16','bfloat16'], half=['float16','float16'], full=['float32','float32'])
 
@@ -353,7 +353,7 @@ def test_bad_input():
     expected = dict(optimizer='made before the model is cut.*the class or a partial', again='has been cut before', differs='rank 1 has another model than rank 0.*words.weight', missing='rank 1 has another model.*head.weight',
         groups='2 ranks cannot be groups of shard=3.*use one of 1, 2', kind='use "full" or "sharded"', few='1 parameters cannot be cut over 2 ranks', wrapped='in DistributedDataParallel already', meta='scale of Words got no contents.*init=function', file='there are no weights here', late='late.weight, late.bias came into the model after it was cut')
     import re
-    for said in launch(work, nprocs=2, timeout=120):
+    for said in launch(work, nprocs=2, timeout=300):
         for name,pattern in expected.items(): assert re.search(pattern, said[name], re.I), (name, said[name])
 
 
@@ -362,4 +362,4 @@ def test_without_ranks_the_error_says_how_to_start():
 
 
 def test_one_rank_alone():
-    assert torch.equal(launch(lambda: train(24, parallel='fsdp')['w'], nprocs=1, timeout=60)[0], train(24)['w'])
+    assert torch.equal(launch(lambda: train(24, parallel='fsdp')['w'], nprocs=1, timeout=300)[0], train(24)['w'])

@@ -29,7 +29,7 @@ def python(code, *args, **kw):
     env = {k: v for k, v in os.environ.items() if not k.startswith('MLSTACK_') or k == 'MLSTACK_RUNS'} | dict(PYTHONPATH=str(house.root))
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **kw)
 
-def done(path, state='done', seconds=60):
+def done(path, state='done', seconds=300):
     "Wait until every copy of a run has come that far."
     end = time.monotonic()+seconds
     while not (found := copies(path)) or any(o['state'] != state for o in found):
@@ -114,7 +114,7 @@ def test_a_million_points_are_not_held_at_once():
 def test_rows_arrive_while_the_run_goes_on(tmp_path):
     run = track.init(project='p', name='n', config=dict(lr=1.), sinks=(f'tensorboard:{tmp_path}/logs',))
     for i in range(100): run.log(loss=i/3)
-    end = time.monotonic()+60
+    end = time.monotonic()+300
     while not copies(run) or copies(run)[0]['rows'] < 100:
         assert time.monotonic() < end
         time.sleep(.05)
@@ -132,7 +132,7 @@ run = track.init(sinks=['tensorboard:{tmp_path}/logs', 'wandb'], surroundings=Fa
 run.log(x=1.)
 print([o for o in ('numpy', 'wandb', 'mlflow', 'mlstack.tracking.tensorboard', 'mlstack.tracking.wandb_sync', 'mlstack.tracking.query') if o in sys.modules], run.path)
 ''', cwd=tmp_path)
-    out, err = p.communicate(timeout=120)
+    out, err = p.communicate(timeout=300)
     assert p.returncode == 0 and out.startswith('[] '), (out, err)
     done(Path(out.split()[-1]))
 
@@ -194,7 +194,7 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
         p.communicate()
         if random.random() < .5: done(path)
     told, = done(path)
-    end = time.monotonic()+30
+    end = time.monotonic()+300
     while len(found := scalars(told['place'])) < (n := len(track.runs()[0].metric('loss')[0])):
         assert time.monotonic() < end
         time.sleep(.1)
@@ -202,17 +202,20 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path):
 
 def test_a_follower_killed_at_any_moment_doubles_nothing(tmp_path):
     "Killed again and again while it copies; then sync brings the rest. TensorBoard's reader counts."
-    run = track.init(surroundings=False)
-    for i in range(60_000): run.log(loss=i/3)
-    run.finish()
-    to, place, rng, partly = f'tensorboard:{tmp_path}/logs', tmp_path/'logs'/run.name, random.Random(7), 0
-    for i in range(KILLS):
-        until = 60_000*(i+rng.random())/(KILLS+1)
-        p = sinks._process('follow', to, [run.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while p.poll() is None and sum(o['rows'] for o in copies(run)) <= until: time.sleep(.002)
-        p.kill()
-        p.wait()
-        partly += 0 < copies(run)[0]['rows'] < 60_000
+    to, rng, partly = f'tensorboard:{tmp_path}/logs', random.Random(7), 0
+    for _ in range(10):  # on a busy machine it may be through before we look
+        run = track.init(surroundings=False)
+        for i in range(60_000): run.log(loss=i/3)
+        run.finish()
+        place = tmp_path/'logs'/run.name
+        for i in range(KILLS):
+            until = 60_000*(i+rng.random())/(KILLS+1)
+            p = sinks._process('follow', to, [run.path], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while p.poll() is None and sum(o['rows'] for o in copies(run)) <= until: time.sleep(.002)
+            p.kill()
+            p.wait()
+            partly += 0 < copies(run)[0]['rows'] < 60_000
+        if partly: break
     assert partly, 'no kill came in the middle'
     track.sync(run, to=to)
     found = scalars(place)
@@ -237,8 +240,8 @@ def test_the_run_is_removed_under_the_follower(tmp_path):
     run.log(loss=1.)
     run._followers = ()
     run.finish()
-    shutil.rmtree(run.path)
-    assert p.wait(60) == 0
+    while run.path.exists(): shutil.rmtree(run.path, ignore_errors=True) # the follower may write its state meanwhile
+    assert p.wait(300) == 0
 
 
 # -- sinks that do not work -------------------------------------------------------------------------------------------------------
@@ -252,7 +255,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     done(run, 'failing')
     run.log(loss=50/3)
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always')
+        warnings.simplefilter('always'); warnings.simplefilter('ignore', ResourceWarning) # of what other tests have left
         run.finish()
     assert len(told) == 1 and 'TensorBoard does not work (NotADirectoryError' in str(told[0].message) and 'track.sync' in str(told[0].message)
     assert 'NotADirectoryError' in (run.path/'sync.log').read_text() and run.state == 'finished'
@@ -260,7 +263,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path/'file').unlink()
     place, = track.sync(run, to=to)
     assert scalars(place) == wanted(51)
-    run._followers[0][1].wait(90)  # it found out by itself, and doubled nothing
+    run._followers[0][1].wait(300)  # it found out by itself, and doubled nothing
     assert scalars(place) == wanted(51)
 
 def test_it_mends_itself_while_the_run_goes_on(tmp_path):
@@ -343,7 +346,7 @@ def test_rows_of_a_forked_child_and_of_another_rank(tmp_path):
         os._exit(0)
     os.waitpid(pid, 0)
     other = subprocess.run([sys.executable, '-c', "import mlstack.tracking as track\nwith track.init(surroundings=False) as run:\n  for i in range(50): run.log(rank1=i/3)\n  print(run._followers)"],
-        env=os.environ | dict(MLSTACK_RUN='shared', MLSTACK_PROJECT='p', MLSTACK_RANK='1', MLSTACK_WORLD_SIZE='2', MLSTACK_SINKS='tensorboard', PYTHONPATH=str(house.root)), capture_output=True, text=True, timeout=120)
+        env=os.environ | dict(MLSTACK_RUN='shared', MLSTACK_PROJECT='p', MLSTACK_RANK='1', MLSTACK_WORLD_SIZE='2', MLSTACK_SINKS='tensorboard', PYTHONPATH=str(house.root)), capture_output=True, text=True, timeout=300)
     assert other.stdout.strip() == '()', other.stderr  # only the owner has a follower
     run.finish()
     run.copying.join()
@@ -371,7 +374,7 @@ def test_an_object_gets_every_row_before_finish_returns():
 def test_an_object_that_raises_is_one_warning():
     kept = Kept(fails_at=10)
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter('always')
+        warnings.simplefilter('always'); warnings.simplefilter('ignore', ResourceWarning)
         with track.init(sinks=kept, surroundings=False) as run:
             for i in range(100): run.log(loss=i/3)
     assert [o for o in told if 'Kept.log failed: ValueError: no more' in str(o.message)] and len(told) == 1
@@ -421,13 +424,13 @@ print(f.told['state'], f.told['rows'])
     run = track.init(project='p', name='live', config=dict(lr=1.), surroundings=False)
     for i in range(100): run.log(loss=i/3)
     p = python(code, run.path, cwd=tmp_path)
-    time.sleep(2)
+    while not copies(run) or copies(run)[0]['rows'] < 100: time.sleep(.05); assert p.poll() is None, p.communicate()
     run.config.later = 5
     for i in range(100, 150): run.log(loss=i/3)
     for s in (3, 3, 500): run.log({'back': s/7}, step=s)
     run.log({'image': track.Image(np.zeros((2, 2)))})
     run.finish()
-    out, err = p.communicate(timeout=120)
+    out, err = p.communicate(timeout=300)
     assert out.split()[-2:] == ['done', '154'], (out, err[-2000:])
     back, = track.load(tmp_path/'wandb', dir=tmp_path/'back')
     ours = run.record()
@@ -438,7 +441,7 @@ print(f.told['state'], f.told['rows'])
 # -- the command ------------------------------------------------------------------------------------------------------------------
 
 def test_the_command(tmp_path, folder):
-    def mlstack(*args): return subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', *map(str, args)], capture_output=True, text=True, timeout=120, cwd=house.root)
+    def mlstack(*args): return subprocess.run([sys.executable, '-c', 'from mlstack.cli import main; main()', *map(str, args)], capture_output=True, text=True, timeout=300, cwd=house.root)
     for lr in (.1, .2):
         with track.init(project='p', config=dict(lr=lr), surroundings=False) as run: run.log(loss=0.)
     p = mlstack('runs', 'sync', f'tensorboard:{tmp_path}/logs', 'lr > .15')

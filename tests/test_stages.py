@@ -173,6 +173,36 @@ def test_dropout_is_reproducible_resumable_and_different_on_each_stage(tmp_path)
     assert not torch.equal(a, b) and not torch.equal(a[:4], a[4:])
 
 
+def averaged(pipe=None, batch_size=16, epochs=2, save=None, resume=None):
+    "What an average of the weights validates and predicts, and how much of it is kept here."
+    from mlstack.trainer import EMA
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    if pipe is not None:
+        from mlstack.ddp.stages import Pipeline
+        pipe = Pipeline(**pipe)
+    t = Trainer(GPT(tied=True), Data.from_tensors(*problem(), batch_size=batch_size), opt=torch.optim.SGD, lr=.1, loss=loss, callbacks=[ema := EMA(.7)], parallel=pipe or Single('cpu'))
+    t.fit(epochs=epochs, save=save, resume=resume)
+    return dict(rows=[r['val_loss'] for r in t.history.rows], out=t.predict(problem()[1][0]), held=sum(m.numel() for m in ema.mean), n=ema.n)
+
+
+def test_averaged_weights_of_stages(tmp_path):
+    "Each stage averages its own; a checkpoint has all, and goes on with other stages, and alone."
+    def work(folder):
+        whole = averaged({})
+        averaged({}, epochs=1, save=folder)
+        return whole, averaged({}, save=folder, resume=True)
+    alone = averaged()
+    for whole, again in launch(work, str(tmp_path/'two'), nprocs=2, timeout=200, output='none'):
+        for o in (whole, again):
+            torch.testing.assert_close(torch.tensor(o['rows']), torch.tensor(alone['rows']), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(o['out'], alone['out'], rtol=1e-3, atol=1e-4)
+            assert o['n'] == alone['n'] and o['held'] < .8*alone['held']
+    averaged(epochs=1, save=str(tmp_path/'one'))
+    for found in (averaged(save=str(tmp_path/'one'), resume=True), launch(averaged, {}, save=str(tmp_path/'one'), resume=True, nprocs=2, timeout=300, output='none')[1]):
+        torch.testing.assert_close(found['out'], alone['out'], rtol=1e-3, atol=1e-4)
+
+
 def test_what_cannot_be_done_is_said():
     def refused(pipe=None, model=None, data=None, fit=True, **kw):
         from mlstack.ddp.stages import Pipeline
@@ -183,12 +213,11 @@ def test_what_cannot_be_done_is_said():
         return 'fine'
     def twice(model, batch): return loss(model(batch[0]), batch[1])+loss(model(batch[0]), batch[1])
     def all_of_them():
-        from mlstack.trainer import EMA
         return [refused(pipe=dict(stages=3)), refused(pipe=dict(microbatches=4)), refused(pipe=dict(microbatches=1)), refused(pipe=dict(schedule='1b1f')), refused(pipe=dict(rounds=2)),
-                refused(opt=None, loss=None, step=twice), refused(callbacks=[EMA()]), refused(compile=True), refused(data=Data(iter([1])), fit=False), refused(model=nn.Linear(2, 2), data=Data.from_tensors((torch.randn(8, 2), torch.randn(8, 2)), batch_size=4), loss=F.mse_loss),
+                refused(opt=None, loss=None, step=twice), refused(compile=True), refused(data=Data(iter([1])), fit=False), refused(model=nn.Linear(2, 2), data=Data.from_tensors((torch.randn(8, 2), torch.randn(8, 2)), batch_size=4), loss=F.mse_loss),
                 refused(pipe=dict(split='blocks.9')), refused(step=twice, loss=None)]
     wants = ['2 processes are not a whole number of pipelines of 3 stages', '15 items are not 4 equal microbatches: 15 = 4 x 3 + 3', '1 microbatches are fewer than 2 stages', "schedule='1b1f' is not known", 'rounds=2 with schedule',
-             'knows nothing of stages', 'averaged weights are not kept', 'compile=True does not go with stages', 'no batch that could be looked at', 'cannot be cut into 2 pieces', 'blocks.1, blocks.2', 'calls the model twice']
+             'knows nothing of stages', 'compile=True does not go with stages', 'no batch that could be looked at', 'cannot be cut into 2 pieces', 'blocks.1, blocks.2', 'calls the model twice']
     for got in launch(all_of_them, nprocs=2, timeout=300, output='none'):
         for said, want in zip(got, wants, strict=True): assert want in said, (want, said)
 
@@ -209,6 +238,6 @@ def test_copies_with_more_and_fewer_items_are_one_process(accumulate):
         state = t.parallel.model_state(model)
         return t.history.steps('loss')[1], torch.cat([v.flatten() for v in state.values()]) if t.parallel.main else None
     losses, weights = fit(24)
-    got = launch(fit, 12, stages=2, nprocs=4, timeout=120, output='none')
+    got = launch(fit, 12, stages=2, nprocs=4, timeout=300, output='none')
     torch.testing.assert_close(got[0][1], weights, rtol=1e-4, atol=1e-6)
     for l, _ in got: torch.testing.assert_close(torch.tensor(l), torch.tensor(losses), rtol=1e-4, atol=1e-6)

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from mlstack.core import MlstackError
-from mlstack.sweeps import Hyperband, SpecError, Sweep, SweepError, make_search, position, quantile, read_spec
+from mlstack.sweeps import SpecError, Sweep, SweepError, make_search, position, quantile, read_spec
+from mlstack.sweeps.commands import surprises
 from mlstack.sweeps.distributions import choices, key_of, param
 from mlstack.sweeps.search import Grid, point_key
 from tests import house
@@ -39,14 +40,6 @@ def test_grids_equal_the_engine():
         ours = [grid.spec.config(p) for p,_ in zip(iter(grid.ask,None), points)]
         assert list(map(key_of,ours)) == list(map(key_of,points)), spec
         if len(points)<200: assert grid.ask() is None
-
-
-def test_stops_equal_the_engine():
-    for spec,runs,stopped in ORACLE['stops']:
-        rule = Hyperband.of(spec)
-        for i,(_,history) in enumerate(runs):
-            for v in history: rule.add(i,v)
-        assert [i for i,(state,_) in enumerate(runs) if state=='running' and rule.verdict(i).stop] == stopped, spec
 
 
 def _scipy_quantile(d):
@@ -145,7 +138,7 @@ BAD = { # what is wrong -> what the message must say
     GOOD+'early_terminate: {type: hyperband, max_iter: 2, s: 2}\n': 'leave no band',
     GOOD+'early_terminate: {type: hyperband, min_iter: 3, eta: 1}\n': 'eta must be above 1',
     GOOD+'early_terminate: {type: envelope, min_iter: 3}\n': 'unknown stopping rule',
-    GOOD+'metrics: [{name: a}, {name: b}]\n': 'several objectives',
+    GOOD+'metrics: [{name: a}, {name: b}]\n': 'keep one of them',
     GOOD+'command: python train.py\n': '`command` is a list',
     GOOD+'x: &a [*a]\n': 'cannot be read',
 }
@@ -161,13 +154,13 @@ def test_bad_files_say_what_to_do(text):
 def test_surprises_are_told():
     spec = read_spec('''
 method: grid
-command: [python, train.py, "--lr=${lr}", "${args}"]
+command: [python, train.py, "--lr=${flag}", "${args}"]
 parameters:
   flag: {values: [yes, no]}
   max-len: {value: 010}
 ''')
-    text = '\n'.join(spec.warnings)
-    for word in ('yes is read as true','010 is read as 8','--lr=${lr}','type=bool','hyphen'): assert word in text
+    text = '\n'.join([*spec.warnings, *surprises(spec)])
+    for word in ('yes is read as true','010 is read as 8',"--lr=${flag}","type=bool",'hyphen'): assert word in text
     assert 'log_uniform_values' in read_spec('method: random\nparameters: {lr: {distribution: log_uniform, min: 1e-5, max: 1e-1}}').warnings[0]
     assert quantile(read_spec('method: random\nparameters: {lr: {min: "0", max: "1e-1"}}').parameters[('lr',)], .5)==.05
 
@@ -240,7 +233,7 @@ def test_full_disk_leaves_a_whole_journal(tmp_path):
             while t := s.ask(): s.tell(t, t['lr'])
         except Exception as e: print(type(e).__name__, e)
     ''')
-    out,err = p.communicate(timeout=120)
+    out,err = p.communicate(timeout=300)
     assert 'SweepError the journal cannot be written' in out, out+err
     s = Sweep(GOOD, resume=True, runs_dir=tmp_path/'runs')
     assert 1 <= len(ended(s)) < 8 and (s.folder/'journal.jsonl').stat().st_size<=1000
@@ -249,7 +242,7 @@ def test_full_disk_leaves_a_whole_journal(tmp_path):
 def test_two_coordinators(tmp_path):
     s = Sweep(GOOD, runs_dir=tmp_path/'runs')
     p = run_script(tmp_path, f'from mlstack.sweeps import Sweep; Sweep(resume={s.id!r}, runs_dir="runs")')
-    assert 'another process is running this sweep' in p.communicate(timeout=120)[1]
+    assert 'another process is running this sweep' in p.communicate(timeout=300)[1]
 
 
 def test_unwritable_runs_folder(tmp_path):
@@ -310,7 +303,7 @@ def run_script(tmp_path, code, **kw):
     return subprocess.Popen([sys.executable,str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, **kw)
 
 
-def until(condition, seconds=90):
+def until(condition, seconds=300):
     end = time.monotonic()+seconds
     while time.monotonic()<end:
         if value := condition(): return value
@@ -349,7 +342,7 @@ def test_killed_coordinator_loses_and_repeats_no_finished_trial(tmp_path, worker
         p.kill(); p.wait()
         if p.returncode!=0: told |= {o for o in journal(tmp_path) if '"tell"' in o}
     p = run_script(tmp_path, SWEEP.replace('WORKERS',str(workers)))
-    out,err = p.communicate(timeout=180)
+    out,err = p.communicate(timeout=300)
     assert p.returncode==0, err
     lines = [json.loads(o) for o in journal(tmp_path)]
     tells = [o['n'] for o in lines if o['event']=='tell']
@@ -417,12 +410,12 @@ def test_interrupted_sweep_leaves_nothing_behind_and_goes_on(tmp_path):
     until(lambda: sum('"report"' in o for o in journal(tmp_path))>=3)
     children = psutil.Process(p.pid).children(recursive=True)
     p.send_signal(signal.SIGINT)
-    out,err = p.communicate(timeout=60)
-    assert err.count('Traceback')==1 and err.rstrip().endswith('KeyboardInterrupt') and 'agents.loop' not in err and 'go on with resume=' in out, err
-    psutil.wait_procs(children, timeout=10)
+    out,err = p.communicate(timeout=300)
+    assert err.count('Traceback')==1 and err.rstrip().endswith('KeyboardInterrupt') and 'agents.loop' not in err and 'go on with resume=' in out, (p.returncode, out, err)
+    psutil.wait_procs(children, timeout=300)
     assert not [c for c in children if c.is_running() and c.status()!=psutil.STATUS_ZOMBIE]
     p = run_script(tmp_path, SWEEP.replace('WORKERS','2'))
-    out,err = p.communicate(timeout=180)
+    out,err = p.communicate(timeout=300)
     assert p.returncode==0 and out.count('trial ')>=8, err
 
 
@@ -498,12 +491,12 @@ def test_a_notebook_shows_the_table_once(tmp_path):
     from nbclient import NotebookClient
     cells = [f"from mlstack.sweeps import Sweep\ns = Sweep({GOOD.replace('random','bayes')!r}, runs_dir='runs')\ns.run(lambda c: c['lr'], workers=1, count=6)", 's']
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells])
-    NotebookClient(nb, timeout=120, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
+    NotebookClient(nb, timeout=300, resources=dict(metadata=dict(path=str(tmp_path)))).execute()
     run,later = (c.outputs for c in nb.cells)
     live,result = (next(o for o in run if o.output_type==kind) for kind in ('display_data','execute_result'))
     assert 'monospace' in live.data['text/html'] and '6/6 trials' in live.data['text/html'] and 'starting' not in live.data['text/html']
-    assert '<table' not in result.data['text/html'] and result.data['text/html'].count('\n')==0
-    assert '<table' in later[0].data['text/html']
+    assert '<pre' not in result.data['text/html'] and result.data['text/html'].count('\n')==0
+    assert '<pre' in later[0].data['text/html']
     assert not [o for o in run if o.get('name')=='stderr']
 
 
@@ -520,7 +513,7 @@ def test_live_table_in_a_terminal(tmp_path):
         if not data: break
         text += data
     os.close(master)
-    assert p.wait(60)==0, text.decode()[-2000:]
+    assert p.wait(300)==0, text.decode()[-2000:]
     for word in ('state','PRUNED','is worse than','8/8 trials','█','workers are starting'): assert word in text.decode(), word
 
 
@@ -533,7 +526,7 @@ def test_a_sweep_outlives_the_server_of_its_workers(tmp_path):
         from mlstack.sweeps import Sweep
         def train(config):
             Path(f'began-{context().trial}').touch()
-            if context().attempt==0 and context().trial in '01': time.sleep(60)
+            if context().attempt==0 and context().trial in '01': time.sleep(600)
             return config['a']
         import threading
         def kill():
@@ -543,7 +536,7 @@ def test_a_sweep_outlives_the_server_of_its_workers(tmp_path):
         s = Sweep(dict(method='grid', parameters=dict(a=dict(values=[0,1,2,3]))), runs_dir='runs').run(train, workers=2, progress=False)
         print([(t.state,t.attempt,t.value) for t in s.trials])
     ''')
-    out,err = p.communicate(timeout=120)
+    out,err = p.communicate(timeout=300)
     assert "[('DONE', 1, 0), ('DONE', 1, 1), ('DONE', 0, 2), ('DONE', 0, 3)]" in out, out+err
 
 

@@ -132,7 +132,7 @@ def _counting_rank(file, accumulate):
 
 @pytest.mark.parametrize('accumulate,size', [(1,16),(2,32)])
 def test_ranks_and_micro_batches_count_as_one_batch(tmp_path, accumulate, size):
-    a,b = workers.run(_counting_rank, tmp_path/'r', accumulate, nprocs=2, timeout=60)
+    a,b = workers.run(_counting_rank, tmp_path/'r', accumulate, nprocs=2, timeout=300)
     one = Trainer(tiny(), Data.from_tensors(samples(96), samples(33,1), batch_size=size), step=by_token, lr=3e-3).fit(epochs=2)
     assert all(torch.equal(a[0][k],b[0][k]) for k in a[0])
     for k,v in one.model.state_dict().items(): torch.testing.assert_close(a[0][k], v, rtol=1e-3, atol=1e-5)
@@ -316,7 +316,7 @@ def _guarded_rank(file, folder):
 
 
 def test_ranks_go_back_together(tmp_path):
-    a,b = workers.run(_guarded_rank, tmp_path/'r', tmp_path/'c', nprocs=2, timeout=60)
+    a,b = workers.run(_guarded_rank, tmp_path/'r', tmp_path/'c', nprocs=2, timeout=300)
     assert a[:2]==b[:2]==(29,[[3,2]]) and all(torch.equal(a[2][k],b[2][k]) for k in a[2])
 
 

@@ -126,13 +126,13 @@ def _rank(file, kind, validate, items):
 
 @pytest.mark.parametrize('validate,items', [(True,33),(True,1),(False,33)])
 def test_ranks_measure_as_one_process(tmp_path, validate, items):
-    a,b = workers.run(_rank, tmp_path/'r', 'own', validate, items, nprocs=2, timeout=60)
+    a,b = workers.run(_rank, tmp_path/'r', 'own', validate, items, nprocs=2, timeout=300)
     x,y = samples(items,1) if validate else samples(96)
     assert a==b and close(a, {('val_' if validate else '')+k: v for k,v in whole(tiny(),x,y).items()})
 
 
 def test_ranks_refuse_what_cannot_be_put_together(tmp_path):
-    a,b = workers.run(_rank, tmp_path/'r', 'no merge', True, 33, nprocs=2, timeout=60)
+    a,b = workers.run(_rank, tmp_path/'r', 'no merge', True, 33, nprocs=2, timeout=300)
     assert a==b and 'Give it merge_state(others)' in a
 
 
@@ -147,7 +147,7 @@ def tm_whole(x, y):
 @torchmetrics
 @pytest.mark.parametrize('validate,items', [(True,33),(True,1),(False,33)])
 def test_torchmetrics_over_ranks(tmp_path, validate, items):
-    a,b = workers.run(_rank, tmp_path/'r', 'torchmetrics', validate, items, nprocs=2, timeout=60)
+    a,b = workers.run(_rank, tmp_path/'r', 'torchmetrics', validate, items, nprocs=2, timeout=300)
     x,y = samples(items,1) if validate else samples(96)
     assert a==b and close(a, {('val_' if validate else '')+k: v for k,v in tm_whole(x,y).items()})
 

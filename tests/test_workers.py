@@ -1,4 +1,5 @@
 "Faults of `mlstack.workers`: what is killed, what is stuck, what is left behind."
+import gc
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ def script(tmp_path, code, **kw):
     return subprocess.Popen([sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, **kw)
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=300):
     end = time.monotonic()+seconds
     while time.monotonic() < end:
         if value := condition(): return value
@@ -29,7 +30,11 @@ def until(condition, seconds=60):
     raise AssertionError('it did not happen')
 
 
-def gone(pids): return not [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+def alive(pid):
+    try: return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+def gone(pids): return not any(map(alive, pids))
 
 
 def test_script_without_main_guard_runs_its_top_level_once(tmp_path):
@@ -42,7 +47,7 @@ def test_script_without_main_guard_runs_its_top_level_once(tmp_path):
         def work(n): return Thing(n+1)
         print([t.n for t in run(work, 1, nprocs=2)])
     ''')
-    out,err = p.communicate(timeout=120)
+    out,err = p.communicate(timeout=300)
     assert out.strip() == '[2, 2]', err
     assert (tmp_path/'ran').read_text() == 'x'
 
@@ -56,16 +61,20 @@ LONG = '''
         it = iter(DataLoader(list(range(1000)), num_workers=1))
         next(it)
         child = subprocess.Popen(['sleep', '3600'])
-        open(f'pid-{os.getpid()}', 'w').write(' '.join(map(str, [os.getpid(), os.getppid(), child.pid, *(w.pid for w in it._workers)])))
+        mine = f'pid-{os.getpid()}'
+        open('.'+mine, 'w').write(' '.join(map(str, [os.getpid(), os.getppid(), child.pid, *(w.pid for w in it._workers)])))
+        os.rename('.'+mine, mine) # whole
         try: time.sleep(3600)
         finally: open(f'tidy-{os.getpid()}', 'w').write('done')
-    run(work, nprocs=2)
+    run(work, nprocs=2, grace=60)
 '''
 
 
 def started(tmp_path, n=2):
-    files = until(lambda: len(list(tmp_path.glob('pid-*'))) == n and [f for f in tmp_path.glob('pid-*') if f.read_text().count(' ') >= 3])
-    return [int(p) for f in files for p in f.read_text().split()]
+    def whole():
+        said = [f.read_text().split() for f in tmp_path.glob('pid-*')]
+        return len(said) == n and all(len(o) == 4 for o in said) and sum(said, [])
+    return [int(p) for p in until(whole)]
 
 
 def test_kill_of_the_caller_leaves_nothing(tmp_path):
@@ -73,7 +82,7 @@ def test_kill_of_the_caller_leaves_nothing(tmp_path):
     pids = started(tmp_path)
     assert len(set(pids)) == 7 # two workers with a loader worker and a command each, and their server
     p.kill()
-    until(lambda: gone(pids), 20)
+    until(lambda: gone(pids))
 
 
 def test_kill_of_the_server_is_told_and_leaves_no_worker(tmp_path):
@@ -81,19 +90,19 @@ def test_kill_of_the_server_is_told_and_leaves_no_worker(tmp_path):
     pids = started(tmp_path)
     server = int(next(iter(tmp_path.glob('pid-*'))).read_text().split()[1])
     os.kill(server, signal.SIGKILL)
-    _,err = p.communicate(timeout=60)
+    _,err = p.communicate(timeout=300)
     assert 'lost its server process' in err
-    until(lambda: gone(pids), 20)
+    until(lambda: gone(pids))
 
 
 def test_ctrl_c_lets_functions_tidy_up(tmp_path):
     p = script(tmp_path, LONG)
     pids = started(tmp_path)
     p.send_signal(signal.SIGINT)
-    _,err = p.communicate(timeout=60)
+    _,err = p.communicate(timeout=300)
     assert p.returncode in (1,130,-2) and 'KeyboardInterrupt' in err
     assert len(list(tmp_path.glob('tidy-*'))) == 2
-    until(lambda: gone(pids), 20)
+    until(lambda: gone(pids))
 
 
 def test_a_real_kernel_after_torch_computed(tmp_path):
@@ -103,7 +112,7 @@ def test_a_real_kernel_after_torch_computed(tmp_path):
              'def f(n):\n    import torch\n    print("hello from", context().rank)\n    return float((torch.ones(n,n)@torch.ones(n,n)).sum())\nprint(run(f, 100, nprocs=2))',
              'def bad(): raise KeyError("from a cell")\ntry: run(bad, nprocs=2)\nexcept Exception as e: print(e)']
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    NotebookClient(nb, timeout=120, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute()
+    NotebookClient(nb, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute()
     text = [''.join(o.get('text','') for o in c.outputs) for c in nb.cells]
     assert 'hello from 0' in text[1] and '[1000000.0, 1000000.0]' in text[1]
     assert 'raise KeyError("from a cell")' in text[2] # the cell's own line, which is in no file
@@ -122,15 +131,17 @@ def test_what_cannot_be_sent_says_so():
 
 
 def test_the_first_failure_is_the_one_told(tmp_path):
+    class Cause(ValueError):
+        def __reduce__(self): # it is on its way, its time is known
+            self.args[0].touch()
+            return ValueError, ('the cause',)
+        def __str__(self): return 'the cause'
     def work(flag):
-        if context().rank == 1:
-            flag.touch()
-            raise ValueError('the cause')
+        if context().rank == 1: raise Cause(flag)
         while not flag.exists(): time.sleep(.001)
-        time.sleep(.25) # a busy machine may stop the first one between its two lines
         raise RuntimeError('a consequence')
     for i in range(3):
-        with pytest.raises(workers.WorkerError, match='worker 1 failed: ValueError: the cause'): workers.run(work, tmp_path/str(i), nprocs=3)
+        with pytest.raises(workers.WorkerError, match='worker 1 failed: Cause: the cause'): workers.run(work, tmp_path/str(i), nprocs=3)
 
 
 def test_sys_exit_in_a_worker_is_a_failure_and_not_an_end():
@@ -140,7 +151,7 @@ def test_sys_exit_in_a_worker_is_a_failure_and_not_an_end():
 def test_pool_survives_repeated_kills():
     with workers.Pool(2) as pool:
         tasks = [pool.submit(lambda i=i: os.kill(os.getpid(), 9) if i%3==0 else i) for i in range(12)]
-        states = [(t.wait(60), t.state)[1] for t in tasks]
+        states = [(t.wait(300), t.state)[1] for t in tasks]
     assert states == ['died' if i%3==0 else 'done' for i in range(12)]
 
 
@@ -149,7 +160,7 @@ def test_pools_from_threads_at_once():
     def use(i): out[i] = workers.run(lambda: context().world_size*100+i, nprocs=2)
     threads = [threading.Thread(target=use, args=(i,)) for i in range(4)]
     for t in threads: t.start()
-    for t in threads: t.join(60)
+    for t in threads: t.join(300)
     assert out == {i: [200+i]*2 for i in range(4)}
 
 
@@ -166,7 +177,7 @@ def test_forked_caller_has_a_server_of_its_own(tmp_path):
         os.waitpid(pid, 0)
         print(run(lambda: 6))
     ''')
-    out,err = p.communicate(timeout=120)
+    out,err = p.communicate(timeout=300)
     assert out.strip() == '[6]' and (tmp_path/'child').read_text() == 'True', err
 
 
@@ -182,10 +193,13 @@ def test_environment_folder_and_random_state_are_the_callers(tmp_path, monkeypat
     assert a[2] != b[2] and a[3] != b[3]
 
 
-def test_stop_of_a_waiting_task_cancels_it():
+def test_stop_of_a_waiting_task_cancels_it(tmp_path):
+    def until_told():
+        while not (tmp_path/'go').exists(): time.sleep(.01)
     with workers.Pool(1) as pool:
-        busy,waiting = pool.submit(time.sleep, .5),pool.submit(os.getpid)
+        busy,waiting = pool.submit(until_told),pool.submit(os.getpid)
         waiting.stop('not needed')
+        (tmp_path/'go').touch()
         with pytest.raises(StopTraining, match='not needed'): waiting.result()
         assert busy.result() is None and waiting.state == 'cancelled'
 
@@ -196,14 +210,14 @@ def test_closing_a_pool_ends_stuck_workers():
     until(lambda: t.pid)
     pid = t.pid
     pool.close(grace=.2)
-    until(lambda: gone([pid]), 20)
+    until(lambda: gone([pid]))
 
 
 def test_every_file_descriptor_is_given_back():
     workers.run(os.getpid, nprocs=2)
     before = len(os.listdir('/dev/fd'))
     for _ in range(5): workers.run(os.getpid, nprocs=2)
-    assert len(os.listdir('/dev/fd')) <= before
+    until(lambda: gc.collect() is not None and len(os.listdir('/dev/fd')) <= before) # threads of other tests may still be at work
 
 
 def test_messages_come_in_order():
@@ -227,20 +241,20 @@ def test_what_can_be_read_only_in_the_worker_ends_its_task_and_not_the_pool(tmp_
         sys.path.insert(0, str(tmp_path))
         raise __import__('only_there').Strange('a cause')
     with workers.Pool(1) as pool:
-        with pytest.raises(workers.WorkerError, match='cannot be read here: KeyError'): pool.submit(message).result(30)
-        with pytest.raises(workers.WorkerError, match='Strange: a cause'): pool.submit(error).result(30)
-        assert pool.submit(lambda: 5).result(30) == 5
+        with pytest.raises(workers.WorkerError, match='cannot be read here: KeyError'): pool.submit(message).result(300)
+        with pytest.raises(workers.WorkerError, match='Strange: a cause'): pool.submit(error).result(300)
+        assert pool.submit(lambda: 5).result(300) == 5
 
 
 def test_a_stop_that_follows_at_once_is_not_lost():
     def work():
-        for _ in range(300): context().stop.check(); time.sleep(.01)
+        while True: context().stop.check(); time.sleep(.01)
     with workers.Pool(1) as pool:
         pool.submit(os.getpid).result()
         for _ in range(20):
             task = pool.submit(work)
             task.stop('enough')
-            with pytest.raises(StopTraining, match='enough'): task.result(2)
+            with pytest.raises(StopTraining, match='enough'): task.result(300)
 
 
 def test_threads_that_ask_get_their_own_answers_and_no_old_one():
@@ -273,7 +287,7 @@ def test_the_first_pools_of_several_threads_share_one_server(tmp_path):
         for t in threads: t.join()
         print(len(out), len(set(out)))
     ''')
-    out,err = p.communicate(timeout=120)
+    out,err = p.communicate(timeout=300)
     assert out.strip() == '6 1', err
 
 
@@ -285,8 +299,8 @@ def test_a_pool_outlives_its_server(tmp_path):
             busy = [pool.submit(time.sleep, 60) for _ in range(2)]
             while not all(t.pid for t in busy): time.sleep(.01)
             os.kill(workers._mine[2].pid, signal.SIGKILL)
-            print([(t.wait(100), t.state) for t in busy])
-            print([pool.submit(lambda: 5).result(100) for _ in range(3)])
+            print([(t.wait(300), t.state) for t in busy])
+            print([pool.submit(lambda: 5).result(300) for _ in range(3)])
     ''')
     out,err = p.communicate(timeout=400)
     assert out.splitlines() == ["[(True, 'died'), (True, 'died')]", '[5, 5, 5]'], err
@@ -298,12 +312,12 @@ def test_a_pool_that_cannot_have_a_process_says_so(tmp_path):
         from mlstack import workers
         sys.executable = '/bin/false'
         with workers.Pool(1) as pool:
-            try: print(pool.submit(lambda: 5).result(20))
+            try: print(pool.submit(lambda: 5).result(300))
             except Exception as e: print(e)
-            try: print(pool.submit(lambda: 5).result(20))
+            try: print(pool.submit(lambda: 5).result(300))
             except Exception as e: print(e)
     ''')
-    out,err = p.communicate(timeout=60)
+    out,err = p.communicate(timeout=300)
     assert any(o in out+err for o in ('lost its server process', 'no process left', 'the process that starts workers is gone')), out+err
 
 
@@ -313,8 +327,8 @@ def test_kill_of_a_task_whose_worker_is_not_up_yet():
             task = pool.submit(time.sleep, 3600)
             time.sleep(.001*i)
             task.kill()
-            assert task.wait(10) and task.state == 'died'
-            assert pool.submit(lambda: 5).result(10) == 5
+            assert task.wait(300) and task.state == 'died'
+            assert pool.submit(lambda: 5).result(300) == 5
 
 
 def test_loader_workers_that_print_while_large_messages_go():
@@ -325,7 +339,7 @@ def test_loader_workers_that_print_while_large_messages_go():
         for _ in DataLoader(Loud(range(600)), batch_size=10, num_workers=2): workers.send(b'x'*200_000)
         return 'all'
     seen = []
-    assert workers.run(work, timeout=60, output=lambda i,name,text: seen.append(text)) == ['all']
+    assert workers.run(work, timeout=300, output=lambda i,name,text: seen.append(text)) == ['all']
     assert sorted(''.join(seen).split()) == sorted(' '.join(f'item {i}' for i in range(600)).split())
 
 
@@ -336,7 +350,7 @@ def test_the_return_of_a_forked_child_is_not_the_workers():
         time.sleep(.2)
         os.waitpid(pid, 0)
         return 'parent'
-    assert workers.run(work, timeout=30) == ['parent']
+    assert workers.run(work, timeout=300) == ['parent']
 
 
 def test_a_forked_child_cannot_ask():
@@ -347,7 +361,7 @@ def test_a_forked_child_cannot_ask():
             except MlstackError as e: os.write(w, str(e).encode())
             os._exit(0)
         return os.read(r, 1000).decode()
-    assert 'cannot ask' in workers.run(work, timeout=30)[0]
+    assert 'cannot ask' in workers.run(work, timeout=300)[0]
 
 
 def test_a_call_leaves_nothing_to_the_next_on_its_worker(tmp_path):
@@ -358,15 +372,14 @@ def test_a_call_leaves_nothing_to_the_next_on_its_worker(tmp_path):
         torch.set_grad_enabled(False); torch.set_default_dtype(torch.float64); torch.set_default_device('meta')
         torch.set_float32_matmul_precision('high'); torch.use_deterministic_algorithms(True)
         random.seed(1); np.random.seed(1); torch.manual_seed(1); torch.set_num_threads(3)
-        signal.signal(signal.SIGINT, signal.SIG_IGN); signal.alarm(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN); signal.alarm(600)
         os.environ['LEFT'] = '1'; os.chdir(tmp_path); sys.argv[:] = ['other']
         sys.stdout = None
     def look():
         import random
         import numpy as np
         import torch
-        time.sleep(1.1) # an alarm would end this worker
-        state = (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), str(torch.zeros(1).device),
+        state = (signal.alarm(0), torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(), str(torch.zeros(1).device),
             torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN, os.environ.get('LEFT'), os.getcwd(), sys.argv, type(sys.stdout).__name__)
         return state, (random.random(), float(np.random.rand()), float(torch.rand(1)))
     with workers.Pool(1) as pool:
@@ -396,7 +409,7 @@ def test_a_last_line_without_an_end_is_shown(capsys):
 def test_what_a_call_leaves_open_is_finished_with_its_error_before_the_next():
     def work(i):
         from mlstack import core
-        if not core.after_call: core.after_call.append(lambda error: workers.send((i,repr(error))))
+        if i == 0: core.after_call.append(lambda error: workers.send((i,repr(error)))) # a worker that imported tracking has one more
         if i == 1: raise ValueError('broken')
     with workers.Pool(1) as pool:
         tasks = [pool.submit(work, i) for i in range(2)]

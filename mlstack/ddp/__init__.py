@@ -5,6 +5,7 @@
 | `launching` | `launch`: one call for a cell, a script, torchrun, `srun` and `mpirun`; restarts |
 | `rendezvous` | whether this process is a rank already, which one, and where the others are |
 | `trouble` | what every rank was doing when one failed, hung or left |
+| `agreeing` | what ranks have in common, and what they are asked before they meet |
 | `parallel` | `DDP`: the whole model on each rank; what `Trainer(parallel="ddp")` stands for |
 | `rarely` | `LocalSGD`, `DiLoCo`: ranks that meet every so many updates, for slow networks |
 | `memory` | `checkpoint_activations`: compute again, or put away, what does not fit |
@@ -13,9 +14,11 @@
 | `meshes` | `Mesh`: data, sharded, tensor, pipeline and context parallel put together |
 | `plans` | who holds which part of a transformer's matrices |
 | `splitting` | where a model can be cut, and what each piece does without the others |
+| `passing` | processes in a line: from one to the next, and all of them as one model |
 | `stages` | `Pipeline`: one model cut into stages, each on its own process |
 | `sequences` | `Sequences`, `ring_attention`: one sequence cut over several devices |
 | `simulation` | `simulate`, `best_mesh`: a step's time on a cluster we do not have |
+| `exchanging` | Horovod's collectives |
 | `horovod` | a Horovod script, with its import line changed |
 
 The lesson to begin with is [data parallelism, by hand](00a_by_hand.ipynb): the same with nothing but sends and receives."""

@@ -8,14 +8,17 @@ Distributed training is one program that runs several times at once, each copy w
 __all__ = ['join_group', 'leave_group', 'launch']
 
 # %% ../../nbs/ddp/01_launching.ipynb #2822442a
-import atexit, gc, os, re, socket, sys, tempfile, time
+import atexit, gc, os, re, signal, socket, sys, tempfile, threading, time
+from contextlib import contextmanager
 from datetime import timedelta
+from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 
 from .. import workers
-from ..core import MlstackError, context, new_id, use
+from ..core import MlstackError, StopTraining, context, new_id, use
 from .rendezvous import enter
-from .trouble import Seen, Watch, account, collectives, is_echo, ranks_in_words
+from .trouble import Seen, Watch, account, collectives, is_echo, lost, ranks_in_words
 from ..hardware import threads as threads_for
 
 # %% ../../nbs/ddp/01_launching.ipynb #820b19cc
@@ -64,7 +67,7 @@ def _wait_for_the_last(patience=60.):
     _joined.clear()
     try:
         while store.add('joined', 0)<n and time.monotonic()<end: time.sleep(.005)
-    except RuntimeError: pass # the store went with rank 0, so all had come
+    except lost(): pass # the store went with rank 0, so all had come
 
 def leave_group():
     "Leave the default process group, once all others have joined it."
@@ -109,7 +112,7 @@ def _come(r, patience, every):
         if waited>=patience: raise MlstackError(f'{ranks_in_words(missing)} of {r.world_size} did not come within {patience:.0f} s', where, 'look at what they have printed, and whether they can reach this host')
         if waited and r.rank==0: print(f'waiting for {ranks_in_words(missing)} of {r.world_size} since {waited:.0f} s', flush=True)
         try: store.wait([f'here/{i}' for i in missing], timedelta(seconds=every))
-        except RuntimeError: waited += every
+        except lost(): waited += every
     return store,watch
 
 # %% ../../nbs/ddp/01_launching.ipynb #af4d3fa5
@@ -131,7 +134,7 @@ def _here(fn, args, kwargs, backend, timeout, nprocs, threads):
     if nprocs not in (None,n) and dist.get_rank()==0: print(f'launch: nprocs={nprocs} was asked for, and {n} rank{"s are" if n>1 else " is"} here', file=sys.stderr)
     if ctx.link is None and (threads or 'OMP_NUM_THREADS' not in os.environ): torch.set_num_threads(threads or threads_for(per=int(os.environ.get('LOCAL_WORLD_SIZE',n))))
     one = [ctx.run or new_id()] # ranks that open a run open the same one
-    if not ctx.run: dist.broadcast_object_list(one)
+    dist.broadcast_object_list(one)
     with use(run=one[0], stop=ctx.stop): value,results = fn(*args, **kwargs),[None]*n
     dist.all_gather_object(results, value)
     return results
@@ -160,13 +163,56 @@ def _report(pool, tasks, e):
     e.remote = text + ('' if late else f'\n\n{e.remote}')
     return e
 
-# %% ../../nbs/ddp/01_launching.ipynb #9f5b8b52
-def _check(nprocs, backend, max_restarts):
+# %% ../../nbs/ddp/01_launching.ipynb #410bbff6
+def _check(nprocs, backend, max_restarts, threads, output, timeout, collective_timeout, env):
     "Refuse what cannot be started."
-    for name,n,least in (('nprocs',nprocs,1),('max_restarts',max_restarts,0)):
+    for name,n,least in (('nprocs',nprocs,1),('max_restarts',max_restarts,0),('threads',1 if threads is None else threads,1)):
         if isinstance(n,bool) or not isinstance(n,int) or n<least: raise MlstackError(f'{name}={n!r}', 'launch', f'give a whole number of {least} or more')
+    for name,n in (('timeout',timeout),('collective_timeout',collective_timeout)):
+        if isinstance(n,bool) or not isinstance(n,(int,float)) and not (n is None and name=='timeout') or n is not None and n<=0: raise MlstackError(f'{name}={n!r}', 'launch', 'give seconds')
+    if not callable(output) and output not in ('first','all','none'): raise MlstackError(f'output={output!r}', 'launch', 'use "first", "all", "none", or a function of rank, stream and text')
+    if not isinstance(env or {}, dict): raise MlstackError(f'env is a {type(env).__name__}', 'launch', 'give a dict of variables')
     if backend=='nccl' and (cards := _cards(nprocs))<nprocs: raise MlstackError(f'{nprocs} ranks with NCCL, and {cards or "no"} GPU{"s" if cards!=1 else ""} here', 'launch(backend="nccl")', f'ask for nprocs={cards}, or backend="gloo"' if cards else 'use backend="gloo"')
 
+_other_names = dict(world_size='nprocs', num_processes='nprocs', nproc_per_node='nprocs', processes='nprocs', n='nprocs', retries='max_restarts', restarts='max_restarts', num_threads='threads', verbose='output')
+
+def _check_call(fn, args, kwargs):
+    "Refuse arguments that neither `launch` nor the function takes."
+    if not callable(fn): raise MlstackError(f'a {type(fn).__name__} cannot be called', 'launch(fn)', 'give the function itself, and its arguments after it: launch(train, cfg, nprocs=2)')
+    try: takes = signature(fn, follow_wrapped=False)
+    except (TypeError,ValueError): return # a builtin that does not say
+    try: takes.bind(*args, **kwargs); return
+    except TypeError as e: why = str(e)
+    ours,name = [n for n,p in signature(launch).parameters.items() if p.kind is p.KEYWORD_ONLY],getattr(fn,'__name__',type(fn).__name__)
+    for k in kwargs:
+        if k in takes.parameters: continue
+        near = _other_names.get(k) or next(iter(get_close_matches(k.lower(), [*ours,*takes.parameters], 1)), None)
+        do = f'did you mean {near}=?' if near else 'give its arguments after it: launch(train, cfg, nprocs=2)' if k=='args' else f'launch takes {", ".join(f"{n}=" for n in ours)}; all others are for {name}'
+        raise MlstackError(f'neither launch nor {name}{takes} takes {k}=', 'launch', do)
+    raise MlstackError(f'{name}{takes} cannot be called so: {why}', 'launch', f'give its arguments after it: launch({name}, ..., nprocs=2)')
+
+# %% ../../nbs/ddp/01_launching.ipynb #8e425b51
+_grace = 25. # seconds; 30 is what SLURM and Kubernetes give
+
+@contextmanager
+def _passing_on(stop):
+    "While ranks run, SIGTERM and SIGUSR1 ask them to stop: gives the list of signals that came."
+    came = []
+    def ask(number, _):
+        came.append(number)
+        stop.set(signal.Signals(number).name)
+    main = threading.current_thread() is threading.main_thread()
+    ours = [n for n in (signal.SIGTERM, getattr(signal,'SIGUSR1',None)) if n and main and signal.getsignal(n)==signal.SIG_DFL]
+    for n in ours: signal.signal(n, ask)
+    try: yield came
+    finally:
+        for n in ours: signal.signal(n, signal.SIG_DFL)
+
+def _preempted(number):
+    from mlstack.trainer.stopping import Preempted
+    return Preempted(f'preempted by {signal.Signals(number).name}: all ranks were asked to stop', number)
+
+# %% ../../nbs/ddp/01_launching.ipynb #9f5b8b52
 def _is_rank():
     "Whether this process is one of several already."
     dist = sys.modules.get('torch.distributed')
@@ -185,20 +231,27 @@ def launch(
     **kwargs
 ) -> list: # results by rank
     "Call `fn(*args, **kwargs)` on `nprocs` ranks of one process group. The first failing rank's traceback is raised; where this process is a rank already, it simply runs."
+    _check_call(fn, args, kwargs)
     if _is_rank(): return _here(fn, args, kwargs, backend, collective_timeout, nprocs, threads)
     ctx,nprocs = context(),_default_nprocs() if nprocs is None else nprocs
-    _check(nprocs, backend, max_restarts)
+    _check(nprocs, backend, max_restarts, threads, output, timeout, collective_timeout, env)
     one = ctx.run or new_id() # ranks that open a run open the same one
-    with tempfile.TemporaryDirectory(prefix='mlstack-launch-') as tmp:
+    with _passing_on(ctx.stop) as came, tempfile.TemporaryDirectory(prefix='mlstack-launch-') as tmp:
         keep = ctx.checkpoints or (f'{tmp}/checkpoints' if max_restarts else '')
         for attempt in range(max_restarts+1):
             contexts = [dict(run=one, rank=r, local_rank=r, world_size=nprocs, attempt=ctx.attempt+attempt, checkpoints=keep) for r in range(nprocs)]
             envs = [dict(env or {}, RANK=r, LOCAL_RANK=r, WORLD_SIZE=nprocs, LOCAL_WORLD_SIZE=nprocs) for r in range(nprocs)]
             try:
-                return workers.run(_Rank(fn, str(Path(tmp,f'store-{attempt}')), backend, collective_timeout), *args, nprocs=nprocs, timeout=timeout, threads=threads or threads_for(per=nprocs),
-                    env=envs, contexts=contexts, output=output, echo=is_echo, report=_report, **kwargs)
+                results = workers.run(_Rank(fn, str(Path(tmp,f'store-{attempt}')), backend, collective_timeout), *args, nprocs=nprocs, timeout=timeout, threads=threads or threads_for(per=nprocs),
+                    env=envs, contexts=contexts, output=output, echo=is_echo, report=_report, patience=lambda: _grace*(len(came)==1) if came else None, **kwargs)
+                if came: raise _preempted(came[0])
+                return results
+            except StopTraining as e:
+                if came: raise _preempted(came[0]) from e
+                raise
             except workers.WorkerTimeout: raise
             except workers.WorkerError as e:
+                if came: raise _preempted(came[0]) from e
                 if attempt == max_restarts: raise
                 print(f'{e.what}; all {nprocs} ranks start again ({attempt+1} of {max_restarts})', flush=True)
 

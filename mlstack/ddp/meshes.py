@@ -20,6 +20,7 @@ from ..core import MlstackError, context
 from ..tracking.tables import Table
 from ..trainer.parts import as_cut
 from ..trainer.step import Single
+from .agreeing import Ranks
 from .launching import join_group
 from .parallel import DDP
 from .plans import apply, loss_of_parts, plan_for as planned, whole as plain
@@ -131,21 +132,16 @@ def at(self:Mesh):
     return {k: 0 if self.mesh is None else self.mesh.get_local_rank(k) for k in self.sizes}
 
 # %% ../../nbs/ddp/05_meshes.ipynb #da78c72f
-class TensorParallel(Single):
+class TensorParallel(Ranks):
     "What a mesh with `tp` is to the trainer."
     def __init__(self, mesh):
+        super().__init__()
         self.mesh,self.at,self.sizes,self.options,self.planned = mesh.mesh,mesh.at,mesh.sizes,mesh.options,mesh.plan_for
         self.apart = mesh.apart
-        self.device,self.cut,self.cuts,self.together = _device(),None,True,self.sizes['shard']>1
+        self.cut,self.cuts,self.together = None,True,self.sizes['shard']>1
         self.rank,self.world_size = self.at['dp']*self.sizes['shard']+self.at['shard'], self.sizes['dp']*self.sizes['shard']
         self.leads = self.at['tp']==0
         logging.getLogger('torch.distributed.tensor._redistribute').setLevel(logging.ERROR) # two gathers where one could do: once a checkpoint, and right
-    @property
-    def number(self): return dist.get_rank()
-    @property
-    def processes(self): return dist.get_world_size()
-    @property
-    def main(self): return self.number==0
     @property
     def said(self): return '' if self.cut is None else 'tp {}: {:,} of {:,} parameters are cut'.format(self.sizes['tp'], *self.parameters)
     def place(self, model, device): return model # in parts, when it is cut
@@ -178,19 +174,13 @@ class TensorParallel(Single):
 
     def sum(self, tensor):
         for k in ('dp','shard'):
-            if self.sizes[k]>1: dist.all_reduce(tensor, group=self.mesh.get_group(k))
+            if self.sizes[k]>1: self._add(tensor, self.mesh.get_group(k))
         return tensor
-    def share(self, tensor):
-        dist.all_reduce(tensor)
-        return tensor
-    def barrier(self): dist.barrier()
     def forward(self, model): return model if not self.apart else lambda *args,**named: plain(model(*args,**named)) # validation and prediction see whole scores
     def make_step(self, trainer, forward, **options):
         def step(model, batch): return plain(forward(model, batch))
         return super().make_step(trainer, step if self.apart else forward, **options)
     def norm(self, params, limit=None): return norm_of(params, limit, self.device) # what is cut is added up, what is repeated counts once
-
-def _device(): return torch.device(f'cuda:{torch.cuda.current_device()}' if dist.get_backend()=='nccl' else 'cpu')
 
 @patch
 def plan_for(self:Mesh, model):
@@ -250,7 +240,19 @@ def _settle(self:TensorParallel, model):
     if self.world_size>1: settle(model)
 
 # %% ../../nbs/ddp/05_meshes.ipynb #afc2f045
-def _refuse(sizes, *dims): raise MeshError(f'{" and ".join(f"{d} {sizes[d]}" for d in dims)} do not go together yet', 'Mesh', 'what goes together: dp, shard and tp; dp and pp; dp and cp')
+_families = ('shard','tp'),('pp',),('cp',) # what goes together, each with dp
+_why = dict(pp='a stage of a pipeline keeps its layers whole, on one process', cp='processes that share a sequence have all of the weights')
+
+def _check_families(sizes):
+    "Refuse ways of sharing that nobody here puts together, with what the same processes can do instead."
+    used = [d for d in _dims if d!='dp' and sizes[d]>1]
+    if sum(any(d in used for d in f) for f in _families)<2: return
+    total = math.prod(n for n in sizes.values() if n>0)
+    def instead(family):
+        own = [d for d in family if d in used]
+        rest = total//math.prod(sizes[d] for d in own)
+        return ' x '.join([f'{d} {sizes[d]}' for d in own] + [f'dp {rest}']*(rest>1))
+    raise MeshError(f'{" and ".join(f"{d} {sizes[d]}" for d in used)} do not go together yet: {_why["pp" if "pp" in used else "cp"]}', 'Mesh', f'make of these {total} processes ' + ', or '.join(instead(f) for f in _families if any(d in used for d in f)))
 
 @patch
 def _at_work(self:Mesh):
@@ -260,11 +262,12 @@ def _at_work(self:Mesh):
 
 @patch
 def _make(self:Mesh):
+    _check_families(self.sizes) # before anybody is waited for
     if self.mesh is None: return Single(self.asked)
     s = self.sizes
     used = [k for k in ('pp','cp','tp','shard') if s[k]>1]
     if 'pp' in used or 'cp' in used:
-        if len(used)>1: _refuse(s, *used)
+        _check_families(s) # what was left is known now
         if 'cp' in used:
             from mlstack.ddp.sequences import Sequences
             return Sequences(mesh=self.mesh['dp','cp'], **self.options)

@@ -16,7 +16,7 @@ from math import ceil, log2
 import time
 from ..core import MlstackError
 from ..hardware.cards import card
-from ..hardware.dividing import shares, sizes_of
+from ..hardware.dividing import shares, sizes_of, undivided
 from ..hardware.planning import _usable, _workspace
 
 # %% ../../nbs/ddp/08_simulation.ipynb #aa952f96
@@ -244,10 +244,10 @@ def simulate(
 # %% ../../nbs/ddp/08_simulation.ipynb #22757520
 def _powers(most): return [2**k for k in range(int(log2(most))+1)]
 
-def _meshes(topology, blocks):
+def _meshes(topology, step):
     n = topology.gpus
-    for tp,pp in product(_powers(topology.gpus_per_node), _powers(min(blocks,32))):
-        if n%(tp*pp): continue
+    for tp,pp in product(_powers(topology.gpus_per_node), _powers(min(step.last-1,32))):
+        if n%(tp*pp) or undivided(step, tp): continue
         rest = n//(tp*pp)
         for shard in {o for o in (*_powers(rest), rest) if rest%o==0}: yield dict(dp=rest//shard, shard=shard, tp=tp, pp=pp, cp=1)
 
@@ -282,7 +282,7 @@ def best_mesh(
     for s in steps: _check_profile(s, 'best_mesh')
     found,others = [],[]
     for i,s in enumerate(steps):
-        for mesh in _meshes(topology, s.last-1):
+        for mesh in _meshes(topology, s):
             for many in _splits(mesh, batch):
                 if mesh['pp']>1 and many<mesh['pp']: continue
                 r = Simulated(s, mesh, topology, batch, many, overlap, checkpoint=i>0)

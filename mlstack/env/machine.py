@@ -6,10 +6,10 @@ A machine tells lies to the processes on it. `os.cpu_count()` in a container say
 
 # %% auto #0
 __all__ = ['Mount', 'NETWORK', 'read_text', 'mounts', 'mount_of', 'shared_by_network', 'quota', 'cpus', 'physical_memory',
-           'memory', 'processor', 'Gpu', 'nvidia', 'gpus']
+           'memory', 'processor', 'Process', 'Gpu', 'nvidia', 'amd', 'Gpus', 'gpus', 'container', 'cuda_toolkit']
 
-# %% ../../nbs/env/01_machine.ipynb #dd75782f
-import os, sys
+# %% ../../nbs/env/01_machine.ipynb #7f4839e9
+import os, re, sys
 from collections import namedtuple
 from math import inf
 from pathlib import Path, PurePosixPath
@@ -113,9 +113,14 @@ def _mac_name():
     try: return subprocess.run(['sysctl','-n','machdep.cpu.brand_string'], capture_output=True, text=True, timeout=1).stdout.strip()
     except (OSError, subprocess.SubprocessError): return ''
 
-# %% ../../nbs/env/01_machine.ipynb #152f5764
-class Gpu(namedtuple('Gpu', 'index name uuid memory free capability processes mig', defaults=((),False))):
-    "One NVIDIA GPU as its driver sees it: bytes of memory and free memory, compute capability, processes as (pid, bytes)."
+# %% ../../nbs/env/01_machine.ipynb #95f3b36d
+class Process(namedtuple('Process', 'pid memory user command ours', defaults=(None,'',False))):
+    "A process on a GPU: its number, bytes held there, whose it is, what it runs, and whether that is us."
+    __slots__ = ()
+
+class Gpu(namedtuple('Gpu', 'index name uuid memory free capability processes mig slices used temperature power limit throttled ecc links maker problem',
+                     defaults=((),False,(),None,None,None,None,(),None,None,'NVIDIA',''))):
+    "One GPU as its driver sees it: bytes of memory and free memory, compute capability, each `Process`, MIG slices; share of time used, °C, watt, why the clock is held down, uncorrected memory errors, NVLinks that are up."
     __slots__ = ()
 
 _driver_files = '/proc/driver/nvidia/version','/dev/nvidiactl','/dev/dxg' # the last one: WSL
@@ -127,32 +132,166 @@ def _try(fn, *args, default=None):
     try: return fn(*args)
     except Exception: return default
 
-def _gpu(nvml, i):
-    h = nvml.nvmlDeviceGetHandleByIndex(i)
+# %% ../../nbs/env/01_machine.ipynb #414e4bf2
+def _owner(pid, root='/'):
+    "The user and the command line of a process, or None and ''."
+    folder = Path(root,'proc',str(pid))
+    command = read_text(folder/'cmdline').replace('\0',' ').strip() or read_text(folder/'comm').strip()
+    try: uid = folder.stat().st_uid
+    except OSError: return None,''
+    try:
+        import pwd
+        return pwd.getpwuid(uid).pw_name,command
+    except (ImportError, KeyError): return str(uid),command
+
+def _family(root='/'):
+    "This process and all that it started, and they."
+    parent = {}
+    for d in os.listdir(Path(root,'proc')) if os.path.isdir(Path(root,'proc')) else ():
+        if d.isdecimal() and (stat := read_text(Path(root,'proc',d,'stat'))): parent[int(d)] = int(stat.rpartition(')')[2].split()[1])
+    def above(pid):
+        while pid: yield pid; pid = parent.get(pid)
+    return {p for p in {os.getpid(),*parent} if os.getpid() in above(p)}
+
+def _processes(nvml, h):
+    "Who is on the GPU, in order of memory; the driver may refuse to say."
+    found = {}
+    for ask in ('nvmlDeviceGetComputeRunningProcesses','nvmlDeviceGetGraphicsRunningProcesses'):
+        for p in _try(getattr(nvml,ask,None), h, default=[]): found[p.pid] = max(found.get(p.pid,0), p.usedGpuMemory or 0)
+    family = _family() if found else ()
+    def named(pid, memory):
+        (user,command),said = _owner(pid), _text(_try(getattr(nvml,'nvmlSystemGetProcessName',None), pid, default='')) or ''
+        program = os.path.basename((said.split() or [''])[0])
+        if program and command and program not in command: user,command = None,'' # another process space: this number is somebody else's here
+        return Process(pid, memory, user, command or said, pid in family)
+    return tuple(sorted((named(*o) for o in found.items()), key=lambda p: -p.memory))
+
+# %% ../../nbs/env/01_machine.ipynb #93ad2914
+_held = {0x4:'power limit', 0x8:'hardware slowdown', 0x20:'heat', 0x40:'heat (hardware)', 0x80:'power brake', 0x100:'display clock'} # bits that NVML documents; idle and clocks set by the user are none
+
+def _state(nvml, h):
+    "What one looks at when a GPU is slow or wrong; None for what it does not tell."
+    ask = lambda name, *args: _try(getattr(nvml,name,None), h, *args)
+    watt = lambda v: None if v is None else v/1e3
+    bits = ask('nvmlDeviceGetCurrentClocksEventReasons')
+    if bits is None: bits = ask('nvmlDeviceGetCurrentClocksThrottleReasons') or 0 # its name before driver 535
+    links = [o for o in (ask('nvmlDeviceGetNvLinkState',i) for i in range(18)) if o is not None] if ask('nvmlDeviceGetNvLinkState',0) is not None else None
+    used = ask('nvmlDeviceGetUtilizationRates')
+    return dict(used=None if used is None else used.gpu/100, temperature=ask('nvmlDeviceGetTemperature',0), power=watt(ask('nvmlDeviceGetPowerUsage')), limit=watt(ask('nvmlDeviceGetEnforcedPowerLimit')),
+        throttled=tuple(v for k,v in _held.items() if bits & k), ecc=ask('nvmlDeviceGetTotalEccErrors',1,0), links=None if links is None else sum(links))
+
+def _slices(nvml, h, i):
+    "The MIG instances of a GPU that is divided; numbers that are not taken are skipped."
+    handles = (_try(nvml.nvmlDeviceGetMigDeviceHandleByIndex, h, k) for k in range(_try(nvml.nvmlDeviceGetMaxMigDeviceCount, h, default=0)))
+    return tuple(_describe(nvml, o, i, full=True) for o in handles if o is not None)
+
+def _describe(nvml, h, i, mig=False, full=False):
     mem = nvml.nvmlDeviceGetMemoryInfo(h)
-    procs = _try(nvml.nvmlDeviceGetComputeRunningProcesses, h, default=[])
     return Gpu(i, _text(nvml.nvmlDeviceGetName(h)), _text(nvml.nvmlDeviceGetUUID(h)), mem.total, mem.free,
-        tuple(_try(nvml.nvmlDeviceGetCudaComputeCapability, h, default=(0,0))), tuple((p.pid, p.usedGpuMemory or 0) for p in procs),
-        bool(_try(nvml.nvmlDeviceGetMigMode, h, default=(0,0))[0]))
+        tuple(_try(nvml.nvmlDeviceGetCudaComputeCapability, h, default=(0,0))), _processes(nvml, h) if full else (), mig)
 
-# %% ../../nbs/env/01_machine.ipynb #9a828cf1
-def _driver(nvml):
+def _gpu(nvml, i, full=False):
+    "One GPU; one that is lost or refuses to answer is described by its number and the problem."
+    try:
+        h = nvml.nvmlDeviceGetHandleByIndex(i)
+        mig = bool(_try(nvml.nvmlDeviceGetMigMode, h, default=(0,0))[0])
+        gpu = _describe(nvml, h, i, mig, full)
+        return gpu._replace(**_state(nvml, h), slices=_slices(nvml, h, i) if mig else ()) if full else gpu
+    except Exception as e: return Gpu(i, 'unknown', '', 0, 0, (0,0), problem=f'does not answer: {e}')
+
+# %% ../../nbs/env/01_machine.ipynb #ce156861
+def _driver(nvml, full=False):
     cuda = _try(nvml.nvmlSystemGetCudaDriverVersion_v2, default=0)
+    gpus = [_gpu(nvml,i,full) for i in range(nvml.nvmlDeviceGetCount())]
     return dict(driver=_text(nvml.nvmlSystemGetDriverVersion()), cuda=f'{cuda//1000}.{cuda%1000//10}' if cuda else None,
-        gpus=[_gpu(nvml,i) for i in range(nvml.nvmlDeviceGetCount())], problem='')
+        gpus=[g for g in gpus if not g.problem], problem='; '.join(f'GPU {g.index} {g.problem}' for g in gpus if g.problem), lost=[g for g in gpus if g.problem])
 
-def nvidia() -> dict: # driver, cuda, gpus, problem
-    "Driver version, newest CUDA it can run, its GPUs, and what is wrong where a driver is there that does not answer."
-    none = dict(driver=None, cuda=None, gpus=[], problem='')
+def nvidia(full=False) -> dict: # driver, cuda, gpus, problem, lost
+    "Driver version, newest CUDA it can run, its GPUs, and what is wrong where a driver or a GPU does not answer."
+    none = dict(driver=None, cuda=None, gpus=[], problem='', lost=[])
     if sys.platform=='darwin' or sys.platform=='linux' and not any(map(os.path.exists, _driver_files)): return none
     try: import pynvml
     except ImportError: return none | dict(problem='the driver is there, but nvidia-ml-py to ask it is not')
     try:
         pynvml.nvmlInit()
-        try: return _driver(pynvml)
+        try: return _driver(pynvml, full)
         finally: pynvml.nvmlShutdown()
     except Exception as e: return none | dict(problem=f'the driver does not answer: {e}')
 
-def gpus() -> list: # of `Gpu`
-    "The NVIDIA GPUs of this machine, read through NVML without initialising CUDA; none where there are none."
-    return nvidia()['gpus']
+# %% ../../nbs/env/01_machine.ipynb #5701819c
+def amd(root='/') -> list: # of `Gpu`
+    "AMD's GPUs as the kernel driver `amdgpu` describes them; whose processes are on them is not read."
+    found = []
+    number = lambda path: int(v) if (v := read_text(path).strip()).isdecimal() else None
+    for card in sorted(Path(root,'sys/class/drm').glob('card[0-9]*'), key=lambda p: (len(p.name),p.name)):
+        d,total = card/'device', number(card/'device/mem_info_vram_total')
+        if read_text(d/'vendor').strip()!='0x1002' or not total: continue
+        meter = next(iter(sorted((d/'hwmon').glob('hwmon*'))), d)
+        power,heat,limit,busy = number(meter/'power1_average') or number(meter/'power1_input'), number(meter/'temp1_input'), number(meter/'power1_cap'), number(d/'gpu_busy_percent')
+        found.append(Gpu(len(found), read_text(d/'product_name').strip() or f'AMD device {read_text(d/"device").strip()}', read_text(d/'unique_id').strip(), total, total-(number(d/'mem_info_vram_used') or 0), (0,0),
+            used=None if busy is None else busy/100, temperature=None if heat is None else heat/1e3, power=None if power is None else power/1e6, limit=None if limit is None else limit/1e6, maker='AMD'))
+    return found
+
+# %% ../../nbs/env/01_machine.ipynb #36646704
+class Gpus(list):
+    "GPUs, shown as a table with those who are on them."
+    def __init__(self, gpus=(), problem='', lost=()): super().__init__(gpus); self.problem,self.lost = problem,list(lost)
+    def rows(self):
+        "Each GPU's cells as text, and below it one line for each slice and process."
+        gb = lambda b: f'{b/2**30:.1f}'
+        known = lambda v, form: '–' if v is None else form.format(v)
+        for g in self:
+            notes = [*(f'clock held down: {o}' for o in g.throttled), *([f'{g.ecc} memory errors'] if g.ecc else []), *(['divided (MIG)'] if g.mig else []), *([f'{g.links} NVLinks'] if g.links else [])]
+            yield [f'{g.index}', g.name, f'{gb(g.free)} of {gb(g.memory)}', known(g.used,'{:.0%}'), known(g.temperature,'{:.0f}'), known(g.power,'{:.0f}')+known(g.limit,'/{:.0f}').replace('–',''), '; '.join(notes)], \
+                [f'slice {s.name}, {gb(s.free)} of {gb(s.memory)} GiB free, {s.uuid}' for s in g.slices] + [f'{"us: " if p.ours else ""}{p.user or "somebody we cannot see"}, process {p.pid}, {gb(p.memory)} GiB, {p.command[:60] or "?"}' for p in {p.pid: p for o in (g,*g.slices) for p in o.processes}.values()]
+    def __repr__(self):
+        problem = f'{self.problem}\n' if self.problem else ''
+        if not self: return (problem or 'no GPU: neither NVIDIA\'s nor AMD\'s driver is here (torch finds others, see hardware.device)').strip()
+        rows = list(self.rows())
+        table = [_columns,*(r for r,_ in rows)]
+        width = [max(len(r[i]) for r in table) for i in range(len(_columns))]
+        line = lambda r: '  '.join(c.ljust(w) for c,w in zip(r,width)).rstrip()
+        return problem + '\n'.join([line(_columns), *(o for r,under in rows for o in (line(r), *(f'   {u}' for u in under)))])
+    def _repr_html_(self):
+        from html import escape
+        if not self: return f'<p>{escape(repr(self))}</p>'
+        cells = lambda r, tag: ''.join(f'<{tag} style="text-align:left">{escape(c)}</{tag}>' for c in r)
+        under = lambda us: ''.join(f'<tr><td></td><td colspan="{len(_columns)-1}" style="text-align:left"><small>{escape(u)}</small></td></tr>' for u in us)
+        return (f'<p>{escape(self.problem)}</p>' if self.problem else '') + f'<table><tr>{cells(_columns,"th")}</tr>' + ''.join(f'<tr>{cells(r,"td")}</tr>{under(u)}' for r,u in self.rows()) + '</table>'
+
+_columns = ['', 'GPU', 'GiB free', 'used', '°C', 'W', '']
+
+def gpus() -> Gpus:
+    "The NVIDIA and AMD GPUs of this machine with all that is on them, read without initialising CUDA; an empty list where there are none."
+    found = nvidia(full=True)
+    return Gpus([*found['gpus'],*amd()], found['problem'], found['lost'])
+
+# %% ../../nbs/env/01_machine.ipynb #c174e6e6
+_engines = ('apptainer','.singularity.d'),('podman','run/.containerenv'),('docker','.dockerenv')
+
+def container(
+    root='/', # the file system to read; another one in a test
+    environ=None
+):
+    "Kind, image, digest of the image and id of the container we are in, as far as it shows from inside; None outside of one."
+    environ = os.environ if environ is None else environ
+    said = dict(re.findall(r'^(\w+)="?(.*?)"?$', read_text(Path(root,'run/.containerenv')), re.M))
+    sif = environ.get('APPTAINER_CONTAINER') or environ.get('SINGULARITY_CONTAINER')
+    image,_,digest = (environ.get('MLSTACK_IMAGE') or said.get('image') or sif or '').partition('@')
+    id = re.search(r'(?:docker|libpod|crio|cri-containerd|containers)[-/:]([0-9a-f]{64})', read_text(Path(root,'proc/self/cgroup'))+read_text(Path(root,'proc/self/mountinfo')))
+    kind = 'apptainer' if sif else next((k for k,f in _engines if Path(root,f).exists()), None) or environ.get('container')
+    if not kind and 'KUBERNETES_SERVICE_HOST' in environ: kind = 'kubernetes'
+    if not (kind or image): return None
+    return dict(kind=kind, image=image or None, digest=digest or said.get('imageid') or None, id=id[1] if id else said.get('id'))
+
+def cuda_toolkit(root='/', environ=None):
+    "Versions of CUDA, cuDNN and NCCL that lie on this system outside of Python's packages, or None."
+    environ = os.environ if environ is None else environ
+    home = Path(root, (environ.get('CUDA_HOME') or environ.get('CUDA_PATH') or '/usr/local/cuda').lstrip('/'))
+    version = re.search(r'"cuda"\s*:\s*\{[^}]*"version"\s*:\s*"([\d.]+)"', read_text(home/'version.json'))
+    def header(file, *names):
+        text = next((t for d in (home/'include', Path(root,'usr/include'), Path(root,'usr/include',f'{os.uname().machine}-linux-gnu')) if (t := read_text(d/file))), '')
+        found = dict(re.findall(r'^#define (\w+) (\d+)$', text, re.M))
+        return '.'.join(found[o] for o in names) if all(o in found for o in names) else None
+    found = dict(cuda=version[1] if version else None, cudnn=header('cudnn_version.h','CUDNN_MAJOR','CUDNN_MINOR','CUDNN_PATCHLEVEL'), nccl=header('nccl.h','NCCL_MAJOR','NCCL_MINOR','NCCL_PATCH'))
+    return found if any(found.values()) else None

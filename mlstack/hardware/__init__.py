@@ -1,4 +1,4 @@
-"""Which GPUs, cores and memory are there, and what to do with them: device, precision, threads; what a training step will need, before it runs.
+"""Which GPUs, cores and memory are there, and what to do with them: device, precision, threads; what a training will need before it runs, and which machine to take for it.
 
 Know the machine before you run. What is there and free is read without starting CUDA; which device, precision and thread count follow from it is decided here once, with the reason, and the trainer, the launcher and the sweeps' agents all ask here."""
 
@@ -10,8 +10,9 @@ __all__ = []
 # %% ../../nbs/hardware/00_hardware.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/hardware/00_hardware.ipynb #1f306be8
+# %% ../../nbs/hardware/00_hardware.ipynb #5c910207
 _machine = 'mlstack.env.machine' # what is there is read one floor below, where `env` needs it too
-_names = dict(gpus=_machine, cpus=_machine, memory=_machine, threads='.devices', device='.devices', precision='.devices', precision_for='.devices', generation='.devices', card='.cards', plan='.planning')
+_names = dict(gpus=_machine, cpus=_machine, memory=_machine, threads='.devices', device='.devices', precision='.devices', precision_for='.devices', generation='.devices', card='.cards',
+    plan='.planning', cheapest='.fitting', compare='.fitting', whole='.fitting', benchmark='.measuring', recommend='.choosing')
 __all__ = list(_names)
 __getattr__,__dir__ = lazy(__name__, _names)

@@ -10,11 +10,12 @@ What the machine allows (cores under a quota, memory, GPUs through NVML) is read
 __all__ = ['Generation', 'generations', 'threads', 'DeviceError', 'device', 'generation', 'Precision', 'PrecisionError',
            'precision_for', 'precision']
 
-# %% ../../nbs/hardware/01_devices.ipynb #25006fc5
+# %% ../../nbs/hardware/01_devices.ipynb #340d9d0b
 from collections import namedtuple
 
 from ..core import MlstackError
 from ..env.machine import cpus
+from .cards import Card, card, cards
 
 # %% ../../nbs/hardware/01_devices.ipynb #d2ef80a8
 def threads(
@@ -48,30 +49,16 @@ def device(
         if int(number) >= torch.cuda.device_count(): raise DeviceError(f'there is no {prefer!s}: torch sees {torch.cuda.device_count()}', 'device', f'use cuda:0 to cuda:{torch.cuda.device_count()-1}; CUDA_VISIBLE_DEVICES hides others')
     return str(prefer)
 
-# %% ../../nbs/hardware/01_devices.ipynb #d1647d19
+# %% ../../nbs/hardware/01_devices.ipynb #262e0dc7
 Generation = namedtuple('Generation', 'name cards formats')
 
-generations = { # compute capability -> name, cards people meet, formats with tensor cores
-    (3,5):  Generation('Kepler',    'K40',                          ()),
-    (3,7):  Generation('Kepler',    'K80',                          ()),
-    (5,0):  Generation('Maxwell',   'GTX 750',                      ()),
-    (5,2):  Generation('Maxwell',   'M60, GTX 980, Titan X',        ()),
-    (6,0):  Generation('Pascal',    'P100',                         ()),
-    (6,1):  Generation('Pascal',    'P40, GTX 1080',                ()),
-    (7,0):  Generation('Volta',     'V100, Titan V',                ('fp16',)),
-    (7,2):  Generation('Volta',     'Xavier',                       ('fp16',)),
-    (7,5):  Generation('Turing',    'T4, RTX 2080, RTX 8000',       ('fp16',)),
-    (8,0):  Generation('Ampere',    'A100, A30',                    ('fp16','bf16','tf32')),
-    (8,6):  Generation('Ampere',    'A10, A40, A6000, RTX 3090',    ('fp16','bf16','tf32')),
-    (8,7):  Generation('Ampere',    'Orin',                         ('fp16','bf16','tf32')),
-    (8,9):  Generation('Ada',       'L4, L40S, RTX 4090, RTX 6000', ('fp16','bf16','tf32','fp8')),
-    (9,0):  Generation('Hopper',    'H100, H200, GH200',            ('fp16','bf16','tf32','fp8')),
-    (10,0): Generation('Blackwell', 'B200, GB200',                  ('fp16','bf16','tf32','fp8','fp4')),
-    (10,3): Generation('Blackwell', 'B300, GB300',                  ('fp16','bf16','tf32','fp8','fp4')),
-    (11,0): Generation('Blackwell', 'Thor',                         ('fp16','bf16','tf32','fp8','fp4')),
-    (12,0): Generation('Blackwell', 'RTX 5090, RTX PRO 6000',       ('fp16','bf16','tf32','fp8','fp4')),
-    (12,1): Generation('Blackwell', 'GB10',                         ('fp16','bf16','tf32','fp8','fp4')),
+_chips = { # compute capability -> name, formats with tensor cores
+    (3,5):  ('Kepler',''), (3,7): ('Kepler',''), (5,0): ('Maxwell',''), (5,2): ('Maxwell',''), (5,3): ('Maxwell',''), (6,0): ('Pascal',''), (6,1): ('Pascal',''), (6,2): ('Pascal',''),
+    (7,0):  ('Volta','fp16'), (7,2): ('Volta','fp16'), (7,5): ('Turing','fp16'),
+    (8,0):  ('Ampere','fp16 bf16 tf32'), (8,6): ('Ampere','fp16 bf16 tf32'), (8,7): ('Ampere','fp16 bf16 tf32'), (8,9): ('Ada','fp16 bf16 tf32 fp8'), (9,0): ('Hopper','fp16 bf16 tf32 fp8'),
+    **{c: ('Blackwell','fp16 bf16 tf32 fp8 fp4') for c in ((10,0),(10,3),(11,0),(12,0),(12,1))},
 }
+generations = {k: Generation(name, ', '.join(c.name for c in cards.values() if c.capability==k and c.kind!='laptop'), tuple(formats.split())) for k,(name,formats) in _chips.items()}
 
 def generation(
     capability # compute capability: (9,0)
@@ -130,13 +117,40 @@ def precision_for(
     if why := _why_not(kind, capability, want): raise PrecisionError(why, 'precision', f'use {best} or leave it out')
     return Precision(want, 'asked for')
 
-# %% ../../nbs/hardware/01_devices.ipynb #78fad2c5
+# %% ../../nbs/hardware/01_devices.ipynb #3f429042
+def _is_card(device):
+    "Whether this is a card and not a place that torch knows."
+    if isinstance(device, Card) or hasattr(device,'capability'): return True
+    return isinstance(device,str) and device.partition(':')[0] not in ('auto','cuda','mps','cpu')
+
+def _kind(c):
+    if c.maker!='NVIDIA': return dict(AMD='rocm', Apple='mps').get(c.maker, 'tpu')
+    if c.capability: return 'cuda'
+    raise PrecisionError(f'the compute capability of the {c.name} is not known', 'precision', 'give a Card that has one')
+
+def _worth(c, p):
+    "How much faster the card is in `p`, as a clause."
+    return f': {getattr(c,p):g} TFLOP/s instead of {c.fp32:g} in fp32' if p!='fp32' and c.fp32 and getattr(c,p,None) else ''
+
+def _precision_of(c, want):
+    kind = _kind(c)
+    lacks = kind=='cuda' and c.kind!='unknown' and not c.tensor_cores # a GTX 16 has the capability of cards with tensor cores
+    if want not in (None,'auto'): return precision_for(kind, c.capability, want)
+    if kind=='tpu': return Precision('bf16', f'a {c.name} multiplies in bf16; torch reaches it through torch_xla only')
+    if kind=='rocm' and c.kind!='unknown' and not c.bf16: return Precision('fp16', f'the {c.name} has no fast bf16{_worth(c,"fp16")}; the loss is scaled')
+    if lacks and c.capability>=(7,5) and c.fp16: return Precision('fp16', f'the {c.name} has no tensor cores but computes fp16 faster{_worth(c,"fp16")}; the loss is scaled')
+    if lacks: return Precision('fp32', f'the {c.name} has no tensor cores')
+    best = precision_for(kind, c.capability)
+    return Precision(best, f'{c.name}: {best.reason}{_worth(c,best)}')
+
+# %% ../../nbs/hardware/01_devices.ipynb #b4c03af8
 def precision(
-    device=None, # "cuda", "cuda:1", a torch.device, "mps", "cpu"; default: the best one here
+    device=None, # "cuda:1", "mps", "cpu", or a card: "T4", a Card, a Gpu
     want='auto'  # auto, fp32, tf32, bf16, fp16, fp8
 ) -> Precision:
-    "The precision to train in on `device`, with the reason."
+    "The precision to train in on `device` (default: the best one here) or on a card that may be elsewhere, with the reason."
     if isinstance(want,Precision): return want
+    if _is_card(device): return _precision_of(card(device), want)
     place = _device(device)
     kind,capability = place.partition(':')[0],None
     if kind=='cuda':

@@ -28,6 +28,7 @@ class Places(Ledger):
         self.kept,self.moments,self.sent,self.used,self.roles,self.tags = {},{},{},{},{},[]
         self.origin,self.reads,self.summed = {},{},set() # what was cast; the tensor that a matrix was given; those whose gradient is a sum already
         self.keys = {n: {} for n in ('width','memory')} # bytes of what a block gives on, and of keys and values
+        self.heads = set() # of queries, and of keys and values
         inside = {id(p): i+1 for i,b in enumerate(blocks) for p in b.parameters()}
         self.params = [p for p in model.parameters()]
         self.weights = {_key(p): i for i,p in enumerate(self.params)}
@@ -88,7 +89,9 @@ class Places(Ledger):
         fresh = {_key(t) for t in outs}-{_key(t) for t in ins}
         if divided: self.split |= fresh
         else: self.split -= fresh
-        if 'attention' in name and 'backward' not in name: self.keys['memory'][self.place] = _bytes(ins[1:3])
+        if 'attention' in name and 'backward' not in name:
+            self.keys['memory'][self.place] = _bytes(ins[1:3])
+            self.heads |= {t.shape[1] for t in ins[:2] if t.dim()==4}
         self.divides = divided
 
     def _source(self, ins):
@@ -135,6 +138,7 @@ class Profile:
         states,self.last = iter(ledger.states),ledger.last
         self.params = [Param(frozenset(ledger.used.get(i, {ledger.inside[i]})), tuple(p.shape), p.element_size(), tuple(next(states)) if p.requires_grad else (), ledger.roles.get(i), ledger.inside[i], p.requires_grad) for i,p in enumerate(ledger.params)]
         self.kept,self.moments,self.sent,self.width,self.memory = ledger.kept,ledger.moments,ledger.sent,ledger.keys['width'],ledger.keys['memory']
+        self.heads = sorted(ledger.heads)
         self.batch,self.buffers = ledger.kinds.get('batch',0),ledger.kinds['weights']-sum(_round(_size(p)) for p in self.params)
         self.costs = {}
         for cost,tag in zip(ledger.costs, ledger.tags): self.costs.setdefault(tag, []).append(cost)
@@ -219,7 +223,7 @@ def _profile(light, blocks, batch, loss, optimizer, precision, compiled):
         for h in ledger.handles: h.remove()
     return Profile(ledger, len(_tensors(batch)[0]), precision, compiled)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #b6da218d
+# %% ../../nbs/hardware/03_dividing.ipynb #35e3801c
 Message = namedtuple('Message', 'dim kind size ranks count phase') # size: bytes of the whole tensor
 _factor = dict(all_reduce=lambda n: 2*(n-1)/n, all_gather=lambda n: (n-1)/n, reduce_scatter=lambda n: (n-1)/n, send=lambda n: 1)
 
@@ -323,7 +327,7 @@ class Share:
         outer,here,near = self.whole[0],self.whole.get(place,0) if place else 0,self.whole.get(near,0) if near else 0
         return outer+here+near if phase=='forward' else 2*outer+2*here+near+(self.whole4.get(place,0) if place else 0)
 
-# %% ../../nbs/hardware/03_dividing.ipynb #f5ad326b
+# %% ../../nbs/hardware/03_dividing.ipynb #6f047e0c
 def _messages(self):
     "What this rank takes part in during a step."
     pr,m,many,out = self.profile,self.mesh,self.microbatches,[]
@@ -369,13 +373,25 @@ Share.messages,Share.traffic = property(_messages),property(_traffic)
 Share.flops = property(lambda self: int(sum(_divide_cost(self, self.profile.flops).values())))
 Share.seconds = lambda self, gpu: _divide_cost(self, self.profile.seconds(gpu)) # of a step: forward, backward, update
 
+def undivided(profile, tp) -> tuple: # what, and how many of it; or None
+    "The first heads or features that tp does not divide."
+    features = [p.shape[0 if p.role=='column' else 1] for kind in profile.kinds.values() for p in kind if p.role and len(p.shape)==2] if tp>1 else ()
+    return next(((what,n) for what,many in (('heads',profile.heads), ('features of a matrix',features)) for n in many if n%tp), None)
+
+def _check_tp(profile, tp):
+    "Refuse what a `Mesh` would refuse."
+    if (found := undivided(profile, tp)) is None: return
+    what,n = found
+    raise MlstackError(f'{n} {what} do not go into tp {tp}: {n} = {tp} x {n//tp} + {n%tp}', 'mesh', f'choose tp among {", ".join(str(i) for i in range(1,min(n,64)+1) if n%i==0)}')
+
 def shares(profile, mesh, microbatches=1, items=None, stages=None) -> list:
     "The share of a rank of each stage, or of some; `items` of a micro-batch, if not as profiled."
     sizes = sizes_of(mesh)
     if sizes['pp']>max(profile.last-1,1): raise MlstackError(f'pp={sizes["pp"]} stages of {profile.last-1} blocks', 'mesh', 'use fewer stages')
+    _check_tp(profile, sizes['tp'])
     return [Share(profile, sizes, s, microbatches, (items or profile.items)/profile.items) for s in range(sizes['pp']) if stages is None or s in stages]
 
-# %% ../../nbs/hardware/03_dividing.ipynb #a8e3ad5b
+# %% ../../nbs/hardware/03_dividing.ipynb #f8ca778d
 class RankPlan(Plan):
     "The plan of the rank that needs most: as `Plan`, with `mesh`, `traffic` (bytes sent a step, by dimension), and `stages` (the peak of each)."
     def __init__(self, again, profile, mesh, microbatches, gpu, items):
@@ -386,16 +402,16 @@ class RankPlan(Plan):
         worst = max(self.shares, key=lambda s: s.peak)
         self.parts,self.peak,self.flops = worst.parts|dict(workspace=_workspace(gpu)),max(self.stages),worst.flops
         self.traffic = max((s.traffic for s in self.shares), key=lambda t: sum(t.values()))
-        self.step_time = None if gpu is None else max(sum(s.seconds(gpu).values()) for s in self.shares)
+        self.step_time = None if gpu is None or not gpu.bandwidth else max(sum(s.seconds(gpu).values()) for s in self.shares)
         self.fits = None if gpu is None else self.peak <= _usable(gpu)
-        self.mfu = None if gpu is None else self.flops/self.step_time/(gpu.rate(self.precision)*1e12)
+        self.mfu = self.flops/self.step_time/(gpu.rate(self.precision)*1e12) if self.step_time else None
 
     def __repr__(self):
         cut = ', '.join(f'{d}={n}' for d,n in self.mesh.items() if n>1) or 'one'
         rows = [f'  {k:12}{v/2**30:8.2f} GiB' for k,v in self.parts.items()]
         fits = '' if self.gpu is None else f', {"fits" if self.fits else "does NOT fit"} into {_usable(self.gpu)/2**30:.1f}'
         sends = [f'  {d+" sends":12}{v/2**30:8.2f} GiB a step' for d,v in self.traffic.items()]
-        time = '' if self.gpu is None else f', about {self.step_time*1e3:.3g} ms to compute'
+        time = '' if self.step_time is None else f', about {self.step_time*1e3:.3g} ms to compute'
         return '\n'.join([f'a rank of {cut}: {self.items} items in {self.precision}' + (f' on {self.gpu.name}' if self.gpu else ''), *rows, f'  {"peak":12}{self.peak/2**30:8.2f} GiB{fits}', *sends, f'  {self.flops/1e12:.3g} TFLOP a step{time}', *(f'  assumed: {o}' for o in self.assumed)])
 
 def of_a_rank(light, blocks, batch, loss, optimizer, precision, gpu, compiled, mesh):
@@ -422,7 +438,7 @@ def _shorter(batch, items, cp):
     if cp==1: return batch
     def cut(t):
         if t.dim()<2 or len(t)!=items: return t
-        if t.shape[1]%cp: raise MlstackError(f'sequences of {t.shape[1]} cannot be divided by cp={cp}', 'plan(mesh=)', 'choose a divisor')
+        if (n := t.shape[1])%(2*cp): raise MlstackError(f'sequences of {n} are not 2 x cp={cp} equal parts: {n} = {2*cp} x {n//(2*cp)} + {n%(2*cp)}', 'plan(mesh=)', f'use {n-n%(2*cp)+2*cp} positions, or another cp')
         return t.new_empty((items, t.shape[1]//cp, *t.shape[2:]))
     return tree_map_only(torch.Tensor, cut, batch)
 def _longer(cost, cp): return (cost[0], cost[1]*cp, cost[2], cost[3]) if 'attention' in cost[0] else cost # every query meets all keys

@@ -10,8 +10,8 @@ __all__ = []
 # %% ../../nbs/sweeps/00_sweeps.ipynb #8d71865b
 from ..core import lazy
 
-# %% ../../nbs/sweeps/00_sweeps.ipynb #4af8c6da
-_names = dict(Sweep='.coordinator', Trial='.coordinator', SweepError='.coordinator', SpecError='.distributions', quantile='.distributions', position='.distributions',
-    Spec='.spec', read_spec='.spec', make_search='.search', Hyperband='.stopping')
+# %% ../../nbs/sweeps/00_sweeps.ipynb #26e88c76
+_names = dict(Sweep='.coordinator', read_sweep='.coordinator', Trial='.coordinator', SweepError='.coordinator', SpecError='.distributions', quantile='.distributions', position='.distributions',
+    Spec='.spec', read_spec='.spec', make_search='.search', Hyperband='.stopping', make_rule='.stopping', agent='.agents', connect='.serving', serve='.serving')
 __all__ = list(_names)
 __getattr__,__dir__ = lazy(__name__, _names)

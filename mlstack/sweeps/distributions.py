@@ -13,12 +13,12 @@ import json, math, re
 from difflib import get_close_matches
 from ..core import MlstackError
 
-# %% ../../nbs/sweeps/01_distributions.ipynb #1ee1719e
+# %% ../../nbs/sweeps/01_distributions.ipynb #9219b3d3
 class SpecError(MlstackError, ValueError): "A sweep specification that cannot be run as written."
 
-def nearest(name, names) -> str: # 'did you mean ...? ' or nothing
+def nearest(name, names, cutoff=.5) -> str: # 'did you mean ...? ' or nothing
     "A suggestion for a misspelt `name`, to put before the list of those allowed."
-    near = get_close_matches(str(name), [str(o) for o in names], 1, .5)
+    near = get_close_matches(str(name), [str(o) for o in names], 1, cutoff)
     return f'did you mean {near[0]!r}? ' if near else ''
 
 # %% ../../nbs/sweeps/01_distributions.ipynb #b9054490

@@ -7,12 +7,14 @@ A sweep file says which hyperparameters to try and how. W&B defined the format a
 # %% auto #0
 __all__ = ['grid_distributions', 'Spec', 'read_spec', 'schema']
 
-# %% ../../nbs/sweeps/02_spec.ipynb #542ce6b5
-import math, re
+# %% ../../nbs/sweeps/02_spec.ipynb #1689843c
+import math, os, re
 from pathlib import Path
 import yaml
 from fastcore.basics import patch
-from .distributions import SpecError, distributions, finite_number, is_int, nearest, needed, numeral, param, plain
+from .commands import surprises
+from .conditions import Constraint, active_of, in_order, read_condition
+from .distributions import SpecError, distributions, finite_number, is_int, key_of, nearest, needed, numeral, param, plain
 
 # %% ../../nbs/sweeps/02_spec.ipynb #7f3a75ba
 class _Loader(yaml.SafeLoader): "YAML as W&B reads it, plus the float rule of YAML 1.2; dates stay text."
@@ -51,7 +53,7 @@ class _Reader:
             res[k.value] = self.read(v, (*path,k.value))
         return res
 
-# %% ../../nbs/sweeps/02_spec.ipynb #ed5c437f
+# %% ../../nbs/sweeps/02_spec.ipynb #61609be1
 def _documents(text, source):
     "Each document of a YAML text as `(data, lines, surprises)`."
     loader,docs = _Loader(text),[]
@@ -69,36 +71,49 @@ def _documents(text, source):
 
 def _looks_like_sweep(o): return isinstance(o,dict) and isinstance(o.get('parameters'),dict) and ('method' in o or 'metric' in o or 'program' in o)
 
+def _sweeps_in(o, at=()):
+    "The mappings in `o` that look like a sweep, outermost first, with their path."
+    if _looks_like_sweep(o): yield o,at
+    elif isinstance(o,dict) and len(at)<6:
+        for k,v in o.items(): yield from _sweeps_in(v, (*at,k))
+
 def _find_sweep(docs, source):
-    "The only sweep among documents and their first-level keys, as `(data, lines, surprises)`."
+    "The only sweep among documents and what they hold, as `(data, lines, surprises)`."
     if len(docs)==1 and isinstance(docs[0][0],dict) and {'method','parameters'}&docs[0][0].keys(): return docs[0]
-    found = [(o,lines,s,()) for o,lines,s in docs if _looks_like_sweep(o)]
-    found += [(v,lines,s,(k,)) for o,lines,s in docs if isinstance(o,dict) and not _looks_like_sweep(o) for k,v in o.items() if _looks_like_sweep(v)]
+    found = [(v,lines,s,at) for o,lines,s in docs for v,at in _sweeps_in(o)]
     if len(found)!=1: raise SpecError('no sweep found' if not found else f'{len(found)} sweeps found', source, 'a sweep is a mapping with the keys `method` and `parameters`; keep one in the file')
     o,lines,s,at = found[0]
     return o,{p[len(at):]:n for p,n in lines.items() if p[:len(at)]==at},s
 
-# %% ../../nbs/sweeps/02_spec.ipynb #ed0b7552
+# %% ../../nbs/sweeps/02_spec.ipynb #d6bf56ec
 _top_keys = ('method','parameters','metric','metrics','early_terminate','run_cap','program','command','name','description','project','entity',
-             'controller','scheduler','job','image_uri','apiVersion','kind')
+             'controller','scheduler','job','image_uri','apiVersion','kind', 'constraints')
 _metric_keys = ('name','goal','target','impute','impute_while_running')
-_stop_keys = ('type','min_iter','max_iter','s','eta','strict')
+_stop_keys = dict(hyperband=('min_iter','max_iter','s','eta','strict'), asha=('min_iter','max_iter','eta'), median=('min_iter','max_iter'), none=())
+_engines = dict(optuna='bayes', ax='bayes', wandb=None) # of W&B's scheduler -> the method that does it here
 _param_name = re.compile(r'[A-Za-z_][A-Za-z0-9_.-]*$')
 grid_distributions = ('constant','categorical','int_uniform','q_uniform')
 
+_missing = object()
+
 class Spec:
-    "A checked sweep: `method`, `metric`, `parameters` (path -> `Param`), `early_terminate`, `run_cap`, …; `raw` is the file as it was."
-    def __init__(self, raw, source='the sweep', lines=None, surprises=()):
+    "A checked sweep: `method`, `metric`, `metrics`, `parameters` (path -> `Param`), `early_terminate`, `run_cap`, …; `raw` is the file as it was."
+    def __init__(self, raw, source='the sweep', lines=None, surprises=(), folder=None):
         self.raw,self.source,self._lines,self.warnings = plain(raw),source,lines or {},list(surprises)
+        self.folder = folder # where its file is
         raw = self.raw
-        self._known(raw, _top_keys, ())
+        self._top(raw)
+        self.conditions = {}
         self.method = self._method(raw)
         self.parameters = dict(self._flatten(self._mapping(raw, 'parameters'), ('parameters',)))
-        self.metric = self._metric(raw.get('metric'))
+        self._conditions()
+        self.constraints = self._constraints(raw.get('constraints'))
+        self.metrics = self._metrics(raw)
+        self.metric = self.metrics[0] if self.metrics else None
         self.early_terminate = self._early_terminate(raw.get('early_terminate'))
         self.run_cap = self._count('run_cap', raw.get('run_cap'))
         self.name,self.project,self.description = (str(raw.get(k) or '') for k in ('name','project','description'))
-        self.program,self.command = raw.get('program'),raw.get('command')
+        self.program,self.command = self._program(raw.get('program')),self._command(raw.get('command'))
         self._check_method()
         self._warn()
 
@@ -109,6 +124,15 @@ class Spec:
 
     @property
     def goal(self): return self.metric['goal'] if self.metric else 'minimize'
+
+    def active(self, point) -> list:
+        "The paths of `point` whose conditions hold; all of them where there are no conditions."
+        return active_of(point, self.conditions, self._order) if self.conditions else list(point)
+
+    def broken(self, point) -> str: # empty if there is none
+        "The constraint that a point breaks."
+        point = {p:point[p] for p in self.active(point)}
+        return next((o.text for o in self.constraints if not o.holds(point)), '')
 
     def config(self, flat):
         "The nested configuration of the flat `{path: value}`."
@@ -121,22 +145,42 @@ class Spec:
 
     def flat(self, config):
         "The flat `{path: value}` of a nested configuration; names that the sweep does not search are left out."
-        def get(path):
+        point = {}
+        for path in self.parameters:
             d = config
-            for k in path: d = d[k]
-            return d
-        try: return {path:get(path) for path in self.parameters}
-        except (KeyError,TypeError): raise SpecError('a configuration lacks a parameter of the sweep', self.source, f'give all of {", ".join(map(".".join,self.parameters))}') from None
+            for k in path: d = d.get(k, _missing) if isinstance(d,dict) else _missing
+            if d is not _missing: point[path] = d
+        lacks = [o for o in self.parameters if o not in point and not self._may_lack(o, point)]
+        if lacks: raise SpecError(f'a configuration lacks the parameter {".".join(lacks[0])}', self.source, f'give all of {", ".join(map(".".join,self.parameters))}')
+        return point
+
+    def _may_lack(self, path, point):
+        told = self.conditions.get(path)
+        return bool(told) and not all(other in point and key_of(point[other]) in keys for other,keys in told.items())
 
     def __repr__(self):
         rows = [f'{".".join(p)}: {", ".join(f"{k} {v}" if k!="distribution" else str(v) for k,v in o.items())}' for p,o in self.parameters.items()]
         return '\n'.join([f'{self.method} sweep' + (f', {self.goal} {self.metric["name"]}' if self.metric else ''), *('  '+o for o in rows)])
 
-# %% ../../nbs/sweeps/02_spec.ipynb #93623e0b
+# %% ../../nbs/sweeps/02_spec.ipynb #c5bd2ddc
 @patch
 def _known(self:Spec, d, allowed, path):
     for k in d:
         if k not in allowed: raise SpecError(f'unknown key {k!r}', self.at(*path,k), f'{nearest(k,allowed)}known: {", ".join(allowed)}')
+
+_elsewhere = dict(goal='belongs under `metric:`', min_iter='belongs under `early_terminate:`', strict='belongs under `early_terminate:`', count='is said when it is run: mlstack sweep FILE --count 20; or write `run_cap: 20`',
+    prior_runs='is no key; give earlier results to Sweep(prior=)', args='is no key; write `command:` with ${args}', seed='is said when it is run: mlstack sweep FILE --seed 1')
+
+@patch
+def _top(self:Spec, raw):
+    "Keys that are nearly right are errors; what W&B would ignore is ignored, and named."
+    if not isinstance(raw,dict): raise SpecError('a sweep is a mapping', self.source, 'write `method:` and `parameters:`')
+    for k in raw:
+        if k in _top_keys: continue
+        if k in _elsewhere: raise SpecError(f'{k!r} {_elsewhere[k]}', self.at(k), 'move or remove it')
+        if isinstance(raw[k],dict) and raw[k].keys()&{'values','value','min','max','distribution','mu'}: raise SpecError(f'{k!r} looks like a parameter', self.at(k), 'indent it below `parameters:`')
+        if near := nearest(k, _top_keys, .7): raise SpecError(f'unknown key {k!r}', self.at(k), f'{near}known: {", ".join(_top_keys)}')
+        self.warnings.append(f'{k}: no key of a sweep, ignored as on W&B')
 
 @patch
 def _mapping(self:Spec, raw, key):
@@ -148,63 +192,146 @@ def _mapping(self:Spec, raw, key):
 def _method(self:Spec, raw):
     m = raw.get('method')
     if m in ('grid','random','bayes'): return m
-    if m=='custom': raise SpecError('method custom needs W&B\'s own scheduler', self.at('method'), 'write `method: bayes` to search here')
+    if m=='custom': return self._custom(raw)
+    if isinstance(m,str) and m.lower() in ('grid','random','bayes'): raise SpecError(f'unknown method {m!r}', self.at('method'), f'write it small: {m.lower()}')
     raise SpecError('`method` is missing' if m is None else f'unknown method {m!r}', self.at(*(['method'] if m else [])), f'{nearest(m,("grid","random","bayes"))}write grid, random or bayes')
 
 @patch
-def _flatten(self:Spec, params, path, names=()):
-    "`(path of names, Param)` of every parameter below `params`, W&B's order."
+def _custom(self:Spec, raw):
+    "W&B's own scheduler and an engine in it: the search of that kind here."
+    told = raw.get('scheduler')
+    if not isinstance(told,dict): raise SpecError('method custom needs a scheduler', self.at('method'), 'write `method: bayes` to search here')
+    engine = told.get('engine')
+    if engine not in _engines or not _engines[engine]: raise SpecError(f'method custom cannot be had with the engine {engine!r}', self.at('scheduler'), f'{nearest(engine, _engines)}write `method: bayes` and remove `scheduler:`')
+    if 'source' in told: raise SpecError(f'the scheduler is a program of its own, {told["source"]}', self.at('scheduler','source'), 'write the search space as `parameters:`, `method: bayes`, and remove `scheduler:`; or drive it by Sweep.ask and tell')
+    self.warnings.append(f'method custom with the engine {engine}: searched here, by {_engines[engine]}')
+    return _engines[engine]
+
+@patch
+def _flatten(self:Spec, params, path, names=(), above=()):
+    "`(path of names, Param)` of every parameter below `params`, W&B's order; `above` are the conditions of its groups."
     for name in sorted(params, key=str):
         d,here = params[name],(*path,name)
         if not _param_name.match(name): raise SpecError(f'{name!r} cannot be the name of a parameter', self.at(*here), 'use letters, digits, _, - and . and begin with a letter or _')
-        if isinstance(d,dict) and 'parameters' in d:
+        told = above
+        if isinstance(d,dict) and 'condition' in d:
+            told = (*above, (d['condition'], self.at(*here,'condition')))
+            d = {k:v for k,v in d.items() if k!='condition'}
+        if isinstance(d,dict) and isinstance(d.get('parameters'),dict):
             if len(d)>1: raise SpecError('a group holds `parameters` and nothing else', self.at(*here), f'move {", ".join(k for k in d if k!="parameters")} out of {name}')
-            if not isinstance(d['parameters'],dict) or not d['parameters']: raise SpecError('the group is empty', self.at(*here), 'give it parameters or remove it')
-            yield from self._flatten(d['parameters'], (*here,'parameters'), (*names,name))
-        else: yield (*names,name),param(d, self.at(*here), lambda k,here=here: self.at(*here,k), self.warnings)
+            if not d['parameters']: raise SpecError('the group is empty', self.at(*here), 'give it parameters or remove it')
+            yield from self._flatten(d['parameters'], (*here,'parameters'), (*names,name), told)
+        else:
+            if told: self.conditions[(*names,name)] = told
+            self._check_nesting(d, here, name)
+            yield (*names,name),param(d, self.at(*here), lambda k,here=here: self.at(*here,k), self.warnings)
+
+@patch
+def _check_nesting(self:Spec, d, here, name):
+    "Parameters inside a parameter, without `parameters:`."
+    if isinstance(d,dict) and 'parameters' in d: raise SpecError('the group is empty', self.at(*here), 'give it parameters or remove it')
+    inner = [k for k,v in d.items() if isinstance(v,dict) and k!='value'] if isinstance(d,dict) else []
+    if inner and not d.keys()&{'value','values','distribution','min','max'}: raise SpecError(f'{name} holds parameters, but not under `parameters:`', self.at(*here), f'write `{name}:`, below it `parameters:`, and below that {", ".join(inner[:5])}')
+
+@patch
+def _conditions(self:Spec):
+    "The conditions, read; they may name parameters that stand further down."
+    for path,told in self.conditions.items():
+        read = {}
+        for given,where in told:
+            for other,keys in read_condition(given, path, self.parameters, where).items(): read[other] = read.get(other, keys)&keys
+        self.conditions[path] = read
+    self._order = in_order(self.parameters, self.conditions)
+    if self.conditions and self.method=='grid': self.warnings.append('condition: points of the grid that differ only in a parameter that does not exist there are one point')
+
+@patch
+def _constraints(self:Spec, told):
+    if told is None: return []
+    if isinstance(told,str): told = [told]
+    if not isinstance(told,list) or not told: raise SpecError('`constraints` is a list', self.at('constraints'), 'write one expression a line: - width * depth <= 8192')
+    return [Constraint(o, self.parameters, self.at('constraints',i)) for i,o in enumerate(told)]
 
 @patch
 def _count(self:Spec, key, v):
     if v is not None and not (is_int(v) and v>0): raise SpecError(f'{key} must be a whole number above 0, not {v!r}', self.at(key), 'write for example 20')
     return v
 
-# %% ../../nbs/sweeps/02_spec.ipynb #e30d96ed
+# %% ../../nbs/sweeps/02_spec.ipynb #9cf93ee6
 @patch
-def _metric(self:Spec, m):
+def _metrics(self:Spec, raw):
+    "One metric, several, or none."
+    several = raw.get('metrics')
+    if several is None: return [o for o in [self._metric(raw.get('metric'))] if o]
+    if 'metric' in raw: raise SpecError('both `metric` and `metrics`', self.at('metrics'), 'keep one of them')
+    if not isinstance(several,list) or len(several)<2: raise SpecError('`metrics` is a list of two or more', self.at('metrics'), 'write one as `metric: {name: val_loss, goal: minimize}`')
+    res = [self._metric(o, 'metrics', i) for i,o in enumerate(several)]
+    names = [o['name'] for o in res]
+    if twice := next((n for n in names if names.count(n)>1), None): raise SpecError(f'{twice!r} is there twice', self.at('metrics'), 'keep one of them')
+    return res
+
+@patch
+def _metric(self:Spec, m, *path):
+    path = path or ('metric',)
     if m is None: return None
-    if isinstance(m,str): raise SpecError('`metric` is a mapping', self.at('metric'), f'write `metric: {{name: {m}, goal: minimize}}`')
-    if not isinstance(m,dict): raise SpecError('`metric` is a mapping', self.at('metric'), 'write `metric: {name: val_loss, goal: minimize}`')
-    self._known(m, _metric_keys, ('metric',))
-    if not isinstance(m.get('name'),str): raise SpecError('the metric has no name', self.at('metric'), 'add `name:` with what the training logs')
+    if isinstance(m,str): raise SpecError('`metric` is a mapping', self.at(*path), f'write `metric: {{name: {m}, goal: minimize}}`')
+    if isinstance(m,list): raise SpecError('`metric` is a mapping', self.at(*path), 'write several as `metrics:`')
+    if not isinstance(m,dict): raise SpecError('`metric` is a mapping', self.at(*path), 'write `metric: {name: val_loss, goal: minimize}`')
+    self._known(m, _metric_keys, path)
+    if not isinstance(m.get('name'),str): raise SpecError('the metric has no name', self.at(*path), 'add `name:` with what the training logs')
     m = dict(goal='minimize', impute='worst') | m
     for k,ok in dict(goal=('minimize','maximize'), impute=('latest','best','worst')).items():
-        if m[k] not in ok: raise SpecError(f'unknown {k} {m[k]!r}', self.at('metric',k), f'{nearest(m[k],ok)}write {" or ".join(ok)}')
-    if 'target' in m: m['target'] = finite_number(m['target'], self.at('metric','target'), self.warnings)
+        if m[k] not in ok: raise SpecError(f'unknown {k} {m[k]!r}', self.at(*path,k), f'{nearest(m[k],ok)}write {" or ".join(ok)}')
+    if 'target' in m: m['target'] = finite_number(m['target'], self.at(*path,'target'), self.warnings)
     return m
 
+# %% ../../nbs/sweeps/02_spec.ipynb #1a7c1c69
 @patch
 def _early_terminate(self:Spec, e):
     if e is None: return None
     at = lambda *k: self.at('early_terminate',*k)
     if not isinstance(e,dict): raise SpecError('`early_terminate` is a mapping', at(), 'write `early_terminate: {type: hyperband, min_iter: 3}`')
-    self._known(e, _stop_keys, ('early_terminate',))
-    if e.get('type')!='hyperband': raise SpecError(f'unknown stopping rule {e.get("type")!r}', at('type'), f'{nearest(e.get("type"),["hyperband"])}write `type: hyperband`')
+    kind = e.get('type')
+    if kind=='envelope': raise SpecError('unknown stopping rule \'envelope\', which W&B has removed', at('type'), 'write `early_terminate: {type: median}`, or `{type: hyperband, min_iter: 3}`')
+    if kind not in _stop_keys: raise SpecError('the stopping rule has no type' if kind is None else f'unknown stopping rule {kind!r}', at('type'), f'{nearest(kind,_stop_keys)}write `type: hyperband`; known: {", ".join(_stop_keys)}')
+    self._known(e, ('type',*_stop_keys[kind]), ('early_terminate',))
+    if kind=='none': return None
     e = dict(e)
     if 'strict' in e and not isinstance(e['strict'],bool): raise SpecError(f'strict must be true or false, not {e["strict"]!r}', at('strict'), 'write true or false')
     for k in ('min_iter','max_iter','s','eta'):
         if k in e: e[k] = finite_number(e[k], at(k), self.warnings)
     for k in ('min_iter','max_iter','s'):
         if k in e and not (e[k]>=1 and float(e[k]).is_integer()): raise SpecError(f'{k} must be a whole number from 1, not {e[k]}', at(k), f'write `{k}: {max(1,math.floor(e[k]))}`')
-    if e.setdefault('eta',3)<=1: raise SpecError(f'eta must be above 1, not {e["eta"]}', at('eta'), 'eta is how many runs compete for one place; 3 is usual')
-    if 'max_iter' in e and 's' not in e: raise SpecError('max_iter needs s, the number of bands', at(), 'add `s: 2`, or use `min_iter` alone')
-    if 'max_iter' not in e and 'min_iter' not in e: raise SpecError('hyperband needs min_iter, or max_iter and s', at(), 'add `min_iter: 3`')
-    if 'max_iter' in e and e['max_iter']/e['eta']<1: raise SpecError(f'max_iter {e["max_iter"]} and eta {e["eta"]} leave no band', at('max_iter'), 'increase max_iter')
+    if kind!='median' and e.setdefault('eta',3)<=1: raise SpecError(f'eta must be above 1, not {e["eta"]}', at('eta'), 'eta is how many runs compete for one place; 3 is usual')
+    if kind=='hyperband': self._check_bands(e, at)
+    else:
+        e.setdefault('min_iter', 1)
+        if e.get('max_iter', math.inf)<=e['min_iter']: raise SpecError(f'max_iter {e["max_iter"]} is not above min_iter {e["min_iter"]}', at('max_iter'), 'increase it, or leave it out')
     if self.metric is None: raise SpecError('early_terminate needs a metric', at(), 'add `metric: {name: val_loss, goal: minimize}`')
+    if len(self.metrics)>1: raise SpecError('early_terminate needs one metric, not several', at(), 'remove it, or choose one metric')
     return e
 
 @patch
+def _check_bands(self:Spec, e, at):
+    if 'max_iter' in e and 's' not in e: raise SpecError('max_iter needs s, the number of bands', at(), 'add `s: 2`, or use `min_iter` alone')
+    if 'max_iter' not in e and 'min_iter' not in e: raise SpecError('hyperband needs min_iter, or max_iter and s', at(), 'add `min_iter: 3`')
+    if 'max_iter' in e and e['max_iter']/e['eta']<1: raise SpecError(f'max_iter {e["max_iter"]} and eta {e["eta"]} leave no band', at('max_iter'), 'increase max_iter')
+
+@patch
+def _program(self:Spec, v):
+    if v is None or isinstance(v,str) and v.strip(): return v
+    raise SpecError(f'`program` is the path of a script, not {v!r}', self.at('program'), 'write `program: train.py`; arguments belong under `command:`')
+
+@patch
+def _command(self:Spec, v):
+    if v is None: return None
+    if isinstance(v,str): raise SpecError('`command` is a list', self.at('command'), f'write one item a line: {", ".join(f"- {o}" for o in v.split()[:6])}')
+    if not isinstance(v,list) or not v: raise SpecError('`command` is a list', self.at('command'), 'write one item a line: - ${env}, - python, …')
+    for i,o in enumerate(v):
+        if isinstance(o,(list,dict)) or o is None: raise SpecError(f'item {i+1} of `command` is no text: {o!r}', self.at('command',i), 'write it in quotes, one argument an item')
+    return v
+
+@patch
 def _check_method(self:Spec):
-    if 'metrics' in self.raw: raise SpecError('several objectives are not searched here yet', self.at('metrics'), 'choose one and write it as `metric:`')
     if self.method=='bayes' and self.metric is None: raise SpecError('bayes needs a metric', self.at('method'), 'add `metric: {name: val_loss, goal: minimize}`')
     if self.method!='grid': return
     for path,p in self.parameters.items():
@@ -213,7 +340,7 @@ def _check_method(self:Spec):
 
 def _raw_path(path): return tuple(k for name in path for k in ('parameters',name))
 
-# %% ../../nbs/sweeps/02_spec.ipynb #2dea5ceb
+# %% ../../nbs/sweeps/02_spec.ipynb #15034425
 @patch
 def _warn(self:Spec):
     w = self.warnings.append
@@ -221,46 +348,57 @@ def _warn(self:Spec):
         name,d = '.'.join(path),p['distribution']
         if d in ('log_uniform','q_log_uniform') and 0<p['min'] and p['max']<=1:
             w(f'{name}: log_uniform takes exponents, so this draws from {math.exp(p["min"]):.6g} to {math.exp(p["max"]):.4g}; for values from {p["min"]:g} to {p["max"]:g} write log_uniform_values')
-        if self.command and '-' in path[-1]: w(f'{name}: argparse turns the hyphen into an underscore')
         if len(path)==1 and '.' in path[0]: w(f'{name}: a dot does not nest; the configuration has the key {name!r}')
-    self._warn_command()
-    e = self.early_terminate
+    self.warnings += [f'command: {o}' for o in surprises(self)] if self.program or self.command else []
+    e = self.early_terminate if (self.early_terminate or {}).get('type')=='hyperband' else None
     if e and 'strict' not in e: w('early_terminate: strict is not given; we take true as W&B\'s engine does (its documentation says false): a trial is judged by its value at the band, not by its best so far; write strict: true to keep this')
     if e and 'max_iter' in e and 'min_iter' in e: w('early_terminate: max_iter wins over min_iter')
     if e and 'max_iter' not in e and 's' in e: w('early_terminate: s counts only with max_iter')
-    if str((self.metric or {}).get('impute_while_running', False)).lower()!='false': w('metric: impute_while_running is ignored; running trials are known to the model as running')
-    for k in ('scheduler','controller','entity','job','image_uri'):
-        if k in self.raw: w(f'{k}: only W&B\'s server uses this; it is ignored here')
+    if any(str(m.get('impute_while_running', False)).lower()!='false' for m in self.metrics): w('metric: impute_while_running is ignored; running trials are known to the model as running')
+    if 'entity' in self.raw: w('entity: only W&B\'s server uses this; it is ignored here')
+    self._warn_server()
 
+# %% ../../nbs/sweeps/02_spec.ipynb #32852fe4
 @patch
-def _warn_command(self:Spec):
-    w,items = self.warnings.append,self.command or []
-    if not isinstance(items,list): raise SpecError('`command` is a list', self.at('command'), 'write one item a line: - ${env}, - python, …')
-    macros = [o for o in items if isinstance(o,str) and o.startswith('${') and o.endswith('}')]
-    for o in items:
-        if isinstance(o,str) and '${' in o and o not in macros and '${envvar:' not in o: w(f'command: {o!r} stays as it is; a macro must be the whole item')
-    if items and not any('args' in o for o in macros): w('command: there is no ${args}; the script must read its parameters from the run\'s config')
-    if '${args}' in macros and any(isinstance(v,bool) for p in self.parameters.values() for v in p.get('values',())):
-        w('command: a truth value arrives as the text False, which argparse\'s type=bool takes for true; use ${args_no_boolean_flags}')
+def _warn_server(self:Spec):
+    "Keys that mean W&B's server or its launch agents, and what to write instead."
+    w,raw = self.warnings.append,self.raw
+    told = raw.get('scheduler')
+    if told is not None and not isinstance(told,dict): raise SpecError('`scheduler` is a mapping', self.at('scheduler'), 'remove it: trials are scheduled here')
+    old = told and told.keys()&{'job','num_workers','settings','resource','resource_args','docker_image'}
+    if old: w(f'scheduler: the form of W&B launch ({", ".join(sorted(old))}); here write `mlstack sweep FILE --workers {told.get("num_workers",2)}`, and resources as its options')
+    elif told and self.raw.get('method')!='custom': w('scheduler: only W&B\'s server uses this; it is ignored here')
+    for k in ('job','image_uri'):
+        if k in raw: w(f'{k}: {raw[k]} is a job of W&B launch; ' + ('it is ignored here, `program` and `command` say what runs' if self.program or self.command else 'here write `program: train.py`, or give Sweep.run a function'))
+    kind = raw.get('controller')
+    if isinstance(kind,dict): kind = kind.get('type')
+    if kind not in (None,'local','cloud'): raise SpecError(f'unknown controller {kind!r}', self.at('controller'), f'{nearest(kind,("local","cloud"))}remove it: the controller is always here')
+    if kind=='cloud': w('controller: cloud is W&B\'s server; the controller is here')
 
-# %% ../../nbs/sweeps/02_spec.ipynb #e648ddd0
+# %% ../../nbs/sweeps/02_spec.ipynb #06c73ce3
 def read_spec(
     source # path of a YAML file, YAML text, or a dict
 ) -> Spec:
     "Read and check a W&B sweep."
     if isinstance(source,Spec): return source
     if isinstance(source,dict): return Spec(source)
-    text,name = str(source),'the sweep'
+    text,name,folder = str(source),'the sweep',None
     if isinstance(source,Path) or not ('\n' in text or '{' in text):
-        try: text,name = Path(source).read_text(encoding='utf-8-sig'),Path(source).name
-        except FileNotFoundError: raise SpecError('there is no such sweep file', str(source), 'give the path of a YAML file, its text, or a dict') from None
+        try: text,name,folder = Path(source).read_text(encoding='utf-8-sig'),Path(source).name,Path(source).absolute().parent
+        except FileNotFoundError: raise SpecError('there is no such sweep file', str(source), f'{_like(source)}give the path of a YAML file, its text, or a dict') from None
         except (OSError,UnicodeDecodeError) as e: raise SpecError(f'the sweep file cannot be read: {e}', str(source), 'it must be a text file in UTF-8') from None
-    return Spec(*_located(_find_sweep(_documents(text, name), name), name))
+    raw,lines,surprises = _find_sweep(_documents(text, name), name)
+    return Spec(raw, name, lines, surprises, folder)
 
-def _located(found, name): return found[0],name,found[1],found[2]
+def _like(path):
+    "A file that is there and whose name is nearly this one."
+    try: return nearest(Path(path).name, sorted(os.listdir(Path(path).parent)))
+    except OSError: return ''
 
-# %% ../../nbs/sweeps/02_spec.ipynb #115fb8c6
+# %% ../../nbs/sweeps/02_spec.ipynb #4ada6ca1
 _kinds = dict(value={}, values=dict(type='array', minItems=1), probabilities=dict(type='array', items=dict(type='number', minimum=0)))
+
+_condition = dict(type='object', minProperties=1)
 
 def _object(properties, required=(), **kw): return dict(type='object', properties=properties, required=list(required), additionalProperties=False, **kw)
 
@@ -268,17 +406,25 @@ def _param_schema(dist):
     keys = distributions[dist]
     inferred = dist in ('constant','categorical','categorical_w_probabilities','int_uniform','uniform')
     number = dict(type='integer' if dist=='int_uniform' else 'number')
-    return _object({'distribution':dict(const=dist)} | {k:_kinds.get(k, number) for k in keys},
+    return _object({'distribution':dict(const=dist), 'condition':_condition} | {k:_kinds.get(k, number) for k in keys},
         [*(k for k,v in keys.items() if v is needed), *([] if inferred else ['distribution'])], title=dist)
+
+def _stop_schema(kind):
+    whole = dict(type='integer', minimum=1)
+    keys = dict(min_iter=whole, max_iter=whole, s=whole, eta=dict(type='number', exclusiveMinimum=1), strict=dict(type='boolean'))
+    res = _object({'type':dict(const=kind)} | {k:keys[k] for k in _stop_keys[kind]}, ['type'], title=kind)
+    return res | dict(anyOf=[dict(required=['min_iter']), dict(required=['max_iter','s'])]) if kind=='hyperband' else res
 
 def schema() -> dict:
     "A JSON schema of sweep files."
     text,whole,number = dict(type='string'),dict(type='integer', minimum=1),dict(type='number')
-    metric = dict(name=text, goal=dict(enum=['minimize','maximize']), target=number, impute=dict(enum=['latest','best','worst']), impute_while_running=text)
-    stop = dict(type=dict(const='hyperband'), min_iter=whole, max_iter=whole, s=whole, eta=dict(type='number', exclusiveMinimum=1), strict=dict(type='boolean'))
-    top = {k:text for k in ('program','name','description','project','entity','job','image_uri','apiVersion','kind')} | dict(
-        method=dict(enum=['grid','random','bayes']), parameters={'$ref':'#/$defs/parameters'}, run_cap=whole, command=dict(type='array', items=text),
-        metric=_object(metric, ['name']), early_terminate=_object(stop, ['type']), controller=dict(type='object'), scheduler=dict(type='object'))
-    group = _object(dict(parameters={'$ref':'#/$defs/parameters'}), ['parameters'], title='group')
+    imputed = dict(enum=['latest','best','worst'])
+    metric = _object(dict(name=text, goal=dict(enum=['minimize','maximize']), target=number, impute=imputed, impute_while_running=dict(enum=['latest','best','worst','false',False])), ['name'])
+    scheduler = dict(type='object', properties=dict(engine=dict(enum=list(_engines)), source=text, optimizer=text, search_space=text))
+    top = {k:text for k in ('program','name','description','project','entity','job','image_uri','apiVersion')} | dict(
+        method=dict(enum=['grid','random','bayes','custom']), parameters={'$ref':'#/$defs/parameters'}, run_cap=whole, command=dict(type='array', minItems=1, items=dict(type=['string','number','boolean'])),
+        metric=metric, metrics=dict(type='array', minItems=2, items=metric), early_terminate=dict(anyOf=[_stop_schema(o) for o in _stop_keys]), kind=dict(const='sweep'), scheduler=scheduler,
+        controller=_object(dict(type=dict(enum=['local','cloud']))), constraints=dict(type='array', minItems=1, items=text))
+    group = _object(dict(parameters={'$ref':'#/$defs/parameters'}, condition=_condition), ['parameters'], title='group')
     params = dict(type='object', minProperties=1, propertyNames=dict(pattern='^'+_param_name.pattern), additionalProperties={'anyOf':[group,*map(_param_schema,distributions)]})
-    return {'$schema':'https://json-schema.org/draft/2020-12/schema', 'title':'W&B sweep', **_object(top, ['method','parameters']), '$defs':dict(parameters=params)}
+    return {'$schema':'https://json-schema.org/draft/2020-12/schema', 'title':'W&B sweep', **_object(top, ['method','parameters']), 'not':dict(required=['metric','metrics']), '$defs':dict(parameters=params)}

@@ -14,6 +14,7 @@ from difflib import unified_diff
 from html import escape
 
 from ..core import MlstackError
+from ..env.record import compare as compare_records
 from .lanes import flat
 from .query import best_value, direction, series
 from .tables import Spark, Table, show
@@ -261,5 +262,6 @@ def diff(a, b) -> Diff:
     a,b = (o.record() if hasattr(o,'record') else o for o in (a,b))
     patch = '\n'.join(unified_diff(a.patch.splitlines(), b.patch.splitlines(), f'{a.name}: code.diff', f'{b.name}: code.diff', lineterm='', n=2))
     moves = ('time','created','pid','seconds','uptime','changed','left_out','load','free','available','used')
+    env = {o.key:(o.a,o.b) for o in compare_records(a.env, b.env, where=True)} if 'format' in a.env and 'format' in b.env else _changes(a.env, b.env, moves)
     return Diff(a, b, config=_changes(a.config.as_dict(), b.config.as_dict()), metrics=_changes(a.summary, b.summary),
-        code=_changes(a.code, b.code, ('changed','left_out')), env=_changes(a.env|dict(host=a.host), b.env|dict(host=b.host), moves), patch=patch)
+        code=_changes(a.code, b.code, ('changed','left_out')), env=env|_changes(dict(host=a.host), dict(host=b.host)), patch=patch)

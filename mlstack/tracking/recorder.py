@@ -18,8 +18,8 @@ The names and arguments are W&B's, so `import mlstack.tracking as wandb` runs co
 # %% auto #0
 __all__ = ['Later', 'Run', 'nice_name', 'init', 'NoRun', 'current', 'of_run', 'log', 'finish', 'log_artifact', 'use_artifact']
 
-# %% ../../nbs/tracking/02_recorder.ipynb #dee1842f
-import os, sys, json, time, atexit, threading, warnings
+# %% ../../nbs/tracking/02_recorder.ipynb #eb2d546e
+import os, sys, json, time, atexit, itertools, threading, warnings
 from functools import wraps
 from pathlib import Path
 from zlib import crc32
@@ -28,7 +28,7 @@ from .. import core
 from ..core import MlstackError, StopTraining, context, set_process_context, settings, new_id
 from .lanes import Writer, flat, plain, _on_device
 from .facts import Config, RunFacts, event_file, Summary, as_config, run_state, _gone
-from .origins import this_process, command_line, record_origins
+from .origins import this_process, command_line, known_origins, record_origins
 from .surroundings import Surroundings, wanted
 from .artifacts import add_artifact, create_once, use_artifact as _use
 
@@ -253,10 +253,10 @@ class Run:
         self.finish(**_how_it_ended(kind, e))
     def __repr__(self): return f'Run({self.name}, {self.project}/{self.id}, {self.state})'
 
-# %% ../../nbs/tracking/02_recorder.ipynb #3a8cb325
+# %% ../../nbs/tracking/02_recorder.ipynb #1eb12c22
 def _how_it_ended(kind, e):
     if kind is None: return {}
-    if issubclass(kind, StopTraining): return dict(state='preempted' if 'preempt' in str(e).lower() else 'finished', error=str(e))
+    if issubclass(kind, StopTraining): return dict(state='preempted' if 'preempt' in str(e).lower() or str(e).startswith('SIG') else 'finished', error=str(e)) # launch passes a signal on by its name
     if issubclass(kind, KeyboardInterrupt): return dict(state='killed', error='KeyboardInterrupt')
     if issubclass(kind, SystemExit) and not e.code: return {}
     from traceback import format_exception_only
@@ -342,7 +342,7 @@ def _folder_name(value, what):
         raise MlstackError(f'{value!r} cannot be a {what}: it names a folder', f'init({what}=)', 'leave out "/" and "\\", a leading dot, and more than 200 bytes')
     return value
 
-# %% ../../nbs/tracking/02_recorder.ipynb #94ab5e8b
+# %% ../../nbs/tracking/02_recorder.ipynb #8f5dcd85
 _open,_current,_published = {},[],{} # runs open in this process by folder; in order of opening; the context before each
 
 def _make(path, meta):
@@ -397,6 +397,12 @@ def _child_id(told, project, name):
     "The same on every rank, so that they still share one run."
     return told[:9] + core._base32(crc32(f'{told}/{project}/{name}'.encode()), 5)
 
+_inits = itertools.count()
+def _of_all_ranks(ctx):
+    "Where torchrun, mpirun or srun have started ranks and nobody has named a run: what all of them call their n-th."
+    one = core._common_id(ctx.world_size) if ctx.world_size>1 and ctx.link is None else ''
+    return one and _child_id(one, '', str(next(_inits)))
+
 def init(
     project=None,   # default: the context's, then settings'
     config=None,    # parameters: a dict, namespace, dataclass, absl flags, a YAML file
@@ -423,6 +429,8 @@ def init(
         return begin(_open_run, told, wandb)
     return _open_run(**told)
 
+def _refuse_taken(path): raise MlstackError('there is a run with this id', str(path), 'add resume=True to go on with it, or leave id= out')
+
 def _open_run(project, config, name, group, tags, notes, job_type, id, resume, dir, sinks, reinit, surroundings, fork_from, resume_from):
     parts = wanted(surroundings)
     moment = _moment(fork_from, resume_from, id, resume)
@@ -444,26 +452,29 @@ def _open_run(project, config, name, group, tags, notes, job_type, id, resume, d
     here = settings(runs=dir or getattr(ctx,'runs',None) or None, sinks=sinks)
     runs,project = here.runs,_folder_name((ctx.project if told else '') or project or ctx.project or here.project, 'project')
     if resume in (True,'auto') and not id: id = _unfinished(runs/project)
+    if not id and (one := _of_all_ranks(ctx)): id = told = one
     id = _folder_name(id or new_id(), 'id')
     path = runs/project/id
     if path in _open and not moment: return _rejoin(_open[path], config, ctx, {})
     if resume_from or fork_from: from mlstack.tracking.forking import find_run, make_rewind
     if resume_from: make_rewind(path := find_run(runs, project, id), moment[1])
-    exists = (path/'meta.json').exists()
-    if exists and not told and not child and resume not in (True,'allow','must','auto'): raise MlstackError('there is a run with this id', str(path), 'add resume=True to go on with it, or leave id= out')
+    exists,may_exist = (path/'meta.json').exists(),told or child or resume in (True,'allow','must','auto')
+    if exists and not may_exist: _refuse_taken(path)
     if not exists and resume=='must': raise MlstackError('there is no run to resume', str(path), 'check id= and project=, or use resume="allow"')
     meta = dict(format=1, id=id, project=project, name=name or nice_name(id), group=group or '', tags=[tags] if isinstance(tags,str) else list(tags or ()), notes=notes or '',
         job_type=job_type or '', created=time.time(), parent=parent, sweep=ctx.sweep, trial=ctx.trial, job=ctx.job)
     if fork_from: run = _start_fork(find_run(runs, project, moment[0]), moment[1], path, meta, config, ctx, runs, parts)
     else:
         made = _make(path, meta)
+        if not (made or exists or may_exist): _refuse_taken(path) # another process was faster
         run = _start(path, meta, config, made, None if made else RunFacts(path), ctx, runs, parts)
     if run._owner and (here.sinks or things):
         from mlstack.tracking.sinks import attach
         attach(run, here.sinks, things)
+    if 'MLSTACK_TRIAL' in os.environ and told and told==os.environ.get('MLSTACK_RUN') and ctx.rank==0 and ctx.link is None: core.provider('sweep').attach(run, described) # the program of a sweep
     return run
 
-# %% ../../nbs/tracking/02_recorder.ipynb #640dd9bd
+# %% ../../nbs/tracking/02_recorder.ipynb #e416abf5
 def _rejoin(run, config, ctx, described):
     run.config.setdefaults(as_config(config))
     for k,v in described.items(): setattr(run, k, v) # a trial was opened for the script, which now says what it is called
@@ -486,7 +497,9 @@ def _last_values(path):
 
 def _start(path, meta, config, made, facts, ctx, runs, parts, forked=False):
     given = as_config(config)
-    over = facts is not None and run_state(facts)[0]!='running' # the one who owned it is gone
+    kept = [o for o in facts.writers if o['start'].get('keeper')] if facts is not None else []
+    if kept: facts.writers = [o for o in facts.writers if o not in kept] # who runs the job has opened it, and leaves it to the function
+    over = facts is not None and bool(facts.writers or not kept) and run_state(facts)[0]!='running' # the one who owned it is gone
     owner = ctx.rank==0 and (made or over or not any(o['start'].get('owner') for o in facts.writers))
     run = Run(path, meta if made else facts.meta, facts.config if facts else {}, owner, ctx, _next_step(path, facts) if over else 0, parts)
     run.resumed = over
@@ -494,8 +507,9 @@ def _start(path, meta, config, made, facts, ctx, runs, parts, forked=False):
     if ctx.trial and facts: run.config.lock(facts.config)
     run.config.setdefaults(given)
     if facts: vars(run.summary)['_set'].update(facts.summary)
-    if made or forked:
-        run._origins = threading.Thread(target=record_origins, args=(path, os.getcwd(), Path(os.path.realpath(runs))), name='mlstack-origins', daemon=True)
+    same = (ctx.sweep,os.getcwd()) if ctx.trial else None
+    if (made or forked) and not (same and known_origins(path, same)):
+        run._origins = threading.Thread(target=record_origins, args=(path, os.getcwd(), Path(os.path.realpath(runs)), same), name='mlstack-origins', daemon=True)
         run._origins.start()
     _open[path] = run
     _current.append(run)
@@ -514,7 +528,7 @@ def _forget(run):
     before = _published.pop(run.id, None)
     if before is not None and core._process is not None and core._process.run==run.id: set_process_context(before)
 
-# %% ../../nbs/tracking/02_recorder.ipynb #409dffcc
+# %% ../../nbs/tracking/02_recorder.ipynb #e22691fd
 _exit,_exited = [],[] # the exit that ours stands before; the exit of this process and when it was called
 
 def _watch_exit():
@@ -575,6 +589,7 @@ def _keep_syncing():
 
 def _call_ended(error):
     "In a worker: a run that the call left open ends with the call, not with the process."
+    if error is None: error = _asked_to_leave()
     for run in reversed(list(_open.values())): run.finish(**(_how_it_ended(type(error), error) if error is not None else {}))
 
 atexit.register(_at_exit)

@@ -241,7 +241,7 @@ PARTS = dict(code='code.json', environment='env.json', notebook='notebook.json',
 def part(record, name):
     "The code, environment or notebook of a run."
     if name=='code': return cut_values(record.code) | dict(patch=record.patch[:2_000_000])
-    if name=='environment': return cut_values(flat(record.env))
+    if name=='environment': return cut_values(flat({k:v for k,v in record.env.items() if k!='hashes'})) # a digest for each package is for programs
     if name=='notebook': return cut_values(record.notebook, 200_000)
     raise Refused(404, f'a run has no {name!r}')
 

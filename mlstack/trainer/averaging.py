@@ -30,13 +30,23 @@ def _exchange(weight, content):
 
 def _weights(model): return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
 
+def _here(weight):
+    "Whether this process has a weight, and not only its shape, as those of a pipeline's other stages."
+    return hasattr(weight,'device_mesh') or weight.untyped_storage().nbytes()>=weight.numel()*weight.element_size()
+
+def _own(all_of_them, weights):
+    "Of a list with one for each weight those of the weights that are here."
+    return [o for o,w in zip(all_of_them,weights) if _here(w)] if len(all_of_them)==len(weights) else all_of_them
+
 class Average(Callback):
     "Averaged weights; how a step counts is told by `share`."
-    def __init__(self): self.mean,self.n,self.live = None,0,None
+    def __init__(self): self.mean,self.n,self.live,self.held = None,0,None,() # held: of each weight, whether it is here
 
     def before_fit(self, t):
-        self.live = [w.data for w in _weights(t.model)]
+        weights = _weights(t.model)
+        self.live,self.held = [w.data for w in _own(weights, weights)],[_here(w) for w in weights]
         if self.mean is not None:
+            self.mean = _own(self.mean, weights)
             if [m.shape for m in self.mean]!=[w.shape for w in self.live]: raise CallbackError('the averaged weights are of another model', type(self).__name__, 'make a new callback for each model')
             self.mean = [_as(m.float(), w.float()) for m,w in zip(self.mean,self.live)]
         self.same = all(w.dtype==torch.float32 for w in self.live)
@@ -55,18 +65,22 @@ class Average(Callback):
         "Within this context the model has the averaged weights, if there are any yet."
         if self.mean is None: yield model; return
         weights = _weights(model)
-        own = [_exchange(w, _as(m,w)) for m,w in zip(self.mean,weights,strict=True)]
+        mean,weights = _own(self.mean, weights),_own(weights, weights)
+        own = [_exchange(w, _as(m,w)) for m,w in zip(mean,weights,strict=True)]
         try: yield model
         finally:
             for w,o in zip(weights,own): _exchange(w, o)
 
     def averaged(self, model):
         "A copy of `model` with the averaged weights."
-        if any(hasattr(w,'device_mesh') for w in model.parameters()): raise CallbackError('a model that is cut over processes cannot be copied', type(self).__name__, 'save the trainer, and load that in one process')
+        if any(hasattr(w,'device_mesh') or not _here(w) for w in model.parameters()): raise CallbackError('a model that is cut over processes cannot be copied', type(self).__name__, 'save the trainer, and load that in one process')
         with self.applied(model): return copy.deepcopy(model)
-    def state_dict(self): return dict(n=self.n, mean=self.mean)
+    def state_dict(self):
+        mean = iter(self.mean or ())
+        return dict(n=self.n, mean=self.mean if all(self.held) else self.mean and [next(mean) if here else None for here in self.held])
     def load_state_dict(self, s):
         self.n,self.mean = s['n'],s['mean']
+        if self.mean and self.held and len(self.mean)==len(self.held): self.mean = [m for m,here in zip(self.mean,self.held) if here]
         if self.live and self.mean: self.mean = [_as(m.float(), w.float()) for m,w in zip(self.mean,self.live)] # in the middle of a fit
 
 class EMA(Average):

@@ -357,9 +357,14 @@ class Progress(Callback):
         if limit := getattr(self.t,'limit',None): return min((time.monotonic()-self.began)/limit, 1)
         return min((self.t.step-self.first)/(self.t.last_step-self.first), 1) if self.t.last_step and self.t.last_step>self.first else None
 
+    def cut(self):
+        "Whether the fit has ended within an epoch, of which nothing was measured at the end."
+        rows = self.t.history.rows
+        return self.t.at>0 and not (rows and rows[-1]['step']==self.t.step)
     def words(self, last=False):
         of = f'/{self.t.last_epoch}' if self.t.last_epoch else ''
         epoch = self.t.epoch + (not last or self.t.at>0) # one that was cut off counts as begun
+        if last and self.cut(): return [f'stopped in epoch {epoch}{of}', f'step {self.t.step}'] # the numbers are of an epoch before
         return [f'epoch {epoch}{of}', f'step {self.t.step}', *(f'{k} {v:.4g}' for k,v in self.values(last).items())]
     def line(self, last=False) -> str:
         "One line without a clock; it ends a fit where output is no terminal."

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
-from ..core import MlstackError, write_file
+from ..core import MlstackError, context, write_file
 from .callbacks import direction
 from .parts import write_shards
 
@@ -200,7 +200,7 @@ class Checkpoints:
         best=None,       # a column of the history: its best one stays too
         mode='auto',     # "min", "max", or guessed by name
         forever=None,    # the first from each so many steps on stays too
-        background=True  # written beside the training, by a thread
+        background=None  # written beside the training, by a thread; None: unless ranks are started again when one dies
     ):
         if not str(folder): raise CheckpointError('the folder has no name', 'Checkpoints', 'name one: Checkpoints("checkpoints"), or "." for the working directory')
         for name,n in dict(every=every, forever=forever).items():
@@ -226,17 +226,22 @@ class Checkpoints:
             write_file(self.folder/'.writable', b'1', sync=False).unlink()
         except OSError as e: raise CheckpointError(f'checkpoints cannot be written here: {e.strerror}', str(self.folder), 'choose another folder with save=, or free some disk space') from None
 
+    def beside(self, parallel=None) -> bool:
+        "Whether a thread writes. Ranks that all go back when one dies wait by default: a write that is under way would be lost with its interval."
+        if parallel is None: return self.background is not False
+        return hasattr(parallel,'aside') and (not context().checkpoints if self.background is None else self.background)
+
     def save(self, step, parts, note=None, parallel=None) -> Path: # where it will be
         "Write the checkpoint of `step`, then delete those that are too many; an error is raised by `wait` or by the next save."
         self.wait()
         path,note = self.path(step), dict(step=step) | (note or {})
-        aside = parallel.aside() if self.background and hasattr(parallel,'aside') else None
+        aside = parallel.aside() if parallel is not None and self.beside(parallel) else None
         if parallel is not None and aside is None: # its collectives belong to the training's own thread
             try: write_checkpoint(path, parts, note, parallel)
             except CheckpointError as e: self.error = e; return path
             self.written = step
             if parallel.main: self.prune(step)
-        elif not self.background: self._write(step, {k: readable(o,k) for k,o in parts.items()}, note)
+        elif not self.beside(): self._write(step, {k: readable(o,k) for k,o in parts.items()}, note)
         else:
             self.thread = threading.Thread(target=self._write, args=(step, self.staging(parts, aside), note, aside), name='mlstack-checkpoint')
             self.thread.start()

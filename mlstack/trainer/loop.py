@@ -198,6 +198,7 @@ def _open(self:Trainer):
         if self._rng is not None: set_random_state(self._rng, self.device)
     else: batches = self._reread(src)
     self._rng = None
+    batches = iter(p.read(self, batches))
     first = list(islice(batches, 1))
     if not first:
         if self.at==0: raise DataError(f'the training data gave no batch in epoch {self.epoch+1}', 'fit', 'an iterator that can be read only once is empty the second time: give a list, a DataLoader, or an object whose __iter__ starts anew' if self.epoch else 'check what filled it, and whether drop_last leaves out the only one')

@@ -127,7 +127,8 @@ def _checkpoints(self:Resuming, save):
     if save is None: return None
     c = save if isinstance(save,Checkpoints) else Checkpoints(save)
     if self.parallel.main: c.claim()
-    how = 'in step with the training: several ranks write together' if self.parallel.processes>1 and not hasattr(self.parallel,'aside') else 'beside the training' if c.background else 'while the training waits'
+    several = self.parallel if self.parallel.processes>1 else None
+    how = 'beside the training' if c.beside(several) else 'while the training waits' if several is None or c.background is False else 'in step with the training: a rank that dies costs one interval at most' if hasattr(several,'aside') else 'in step with the training: several ranks write together'
     self._why['saves'] = f'a checkpoint {f"every {c.every} steps and " if c.every else ""}at the end of each epoch, written {how}'
     return c
 

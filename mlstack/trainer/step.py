@@ -301,6 +301,7 @@ class Single:
     def says(self): return {}                    # sentences for `explain`
     def agree(self, trainer): pass               # at fit: raise if ranks were given different things
     def after_update(self, trainer): pass        # called only where a class has its own
+    def read(self, trainer, batches): return batches # of a training
     def settle(self, model): pass                # buffers of averaged weights, which went apart
     def meet(self, trainer): pass                # before a validation, a checkpoint, the end of a fit
     def state(self, trainer): return None        # of this process, for a checkpoint

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader
-from ..core import StopTraining, settings
+from ..core import StopTraining, context, settings
 from .callbacks import Callback, SkipStep, StopEpoch
 from .step import TrainerError
 
@@ -60,6 +60,12 @@ def done(self:Stopping) -> float:
     return min(max(parts), 1.)
 
 # %% ../../nbs/trainer/09_stopping.ipynb #306b0153
+_asking = tuple(n for n in (signal.SIGTERM, getattr(signal,'SIGUSR1',None)) if n) # signals that ask to stop
+
+def _signal_of(t, asked):
+    "The signal that asked this process to stop, or came to who has launched it and was passed on by its name."
+    return t._signalled or next((n for n in _asking if signal.Signals(n).name==asked.reason), None)
+
 class _Together(Callback):
     "What one rank was asked to do, or decided, all do in the same step: stop, end the epoch, end in time."
     def __init__(self, asked, stop, parallel, recorder):
@@ -80,8 +86,8 @@ class _Together(Callback):
         return run
 
     def flags(self, t):
-        part = (clock.monotonic()-t._began)/t.limit if t.limit else 0.
-        return torch.tensor([self.asked.reason is not None, part>1, 'fit' in self.raised, 'epoch' in self.raised, t._signalled is not None, part, 1.], dtype=torch.float32).to(t.device, non_blocking=True)
+        part,came = (clock.monotonic()-t._began)/t.limit if t.limit else 0., _signal_of(t, self.asked)
+        return torch.tensor([self.asked.reason is not None, part>1, 'fit' in self.raised, 'epoch' in self.raised, *(came==n for n in _asking), part, 1.], dtype=torch.float32).to(t.device, non_blocking=True)
     def send(self, t): return t.step, t.epoch, self.parallel.share(self.flags(t))
 
     def part(self, t):
@@ -90,11 +96,11 @@ class _Together(Callback):
         return then+rate*(t.step-step)
 
     def take(self, t, sent):
-        step,epoch,(asked,late,fit,end,signalled,part,ranks) = *sent[:2],sent[2].tolist()
+        step,epoch,(asked,late,fit,end,*signals,part,ranks) = *sent[:2],sent[2].tolist()
         part /= ranks
         first,then,_ = self.clock
         if step>first: self.clock = step,part,(part-then)/(step-first)
-        if signalled and not t._signalled: t._signalled = signal.SIGTERM # another rank's signal, and this one leaves with it
+        if any(signals) and not t._signalled: t._signalled = next(n for n,came in zip(_asking,signals) if came) # another rank's signal, and this one leaves with it
         if asked: self.stop.set(self.asked.reason or 'another rank was asked to stop')
         if late: t.last_step = t.step
         if fit: raise StopTraining(self.raised.get('fit') or 'a callback of another rank ended it')
@@ -182,7 +188,7 @@ def _signals(self:Stopping, stop):
         if self._interrupted: raise KeyboardInterrupt
         self._interrupted = True
         if loud and os.getpid()==pid: os.write(2, b'\nstopping after this step; Ctrl-C again stops at once\n') # print may not be called in a handler
-    ours = [(n, signal.SIG_DFL, terminate) for n in (signal.SIGTERM, getattr(signal,'SIGUSR1',None)) if n]
+    ours = [(n, signal.SIG_DFL, terminate) for n in _asking]
     if self._saving and self.parallel.processes==1: ours.append((signal.SIGINT, signal.default_int_handler, interrupt))
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n,do) for n,default,do in ours if main and signal.getsignal(n)==default}
@@ -199,9 +205,10 @@ def _signals(self:Stopping, stop):
 @patch
 def _leaving(self:Stopping, e=None):
     "What goes up when somebody outside has asked to stop."
-    if not self._signalled: return e
-    name,saved = signal.Signals(self._signalled).name, f'step {self.step} is saved' if self._saving else 'nothing is saved, since fit was not told save=FOLDER'
-    e = Preempted(f'preempted by {name}', self._signalled)
+    number = _signal_of(self, context().stop)
+    if not number: return e
+    name,saved = signal.Signals(number).name, f'step {self.step} is saved' if self._saving else 'nothing is saved, since fit was not told save=FOLDER'
+    e = Preempted(f'preempted by {name}', number)
     self._say(f'{name}: {saved}; leaving with exit code {e.code}')
     return e
 

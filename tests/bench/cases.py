@@ -1,5 +1,6 @@
 "The cases, by name."
 from importlib.util import find_spec
+from shutil import which
 from tests.bench.harness import Case, Row
 
 def of_trainers(script):
@@ -151,7 +152,7 @@ def ranks():
         how='MLP 512-512-512-10, batch 64 on each process, AdamW (not fused), batches ready in memory, gloo on this machine, one thread of torch a process. Speed: steps a second over those of DistributedDataParallel in a loop by hand (static graph, gradients as views of the buckets), '
             'fits of the two taking turns in the same processes, the median chunk of 16 steps, six turns; CPU: the same for the time of rank 0\'s process. Raw DDP against itself says how far that can be trusted. '
             'Calls: Python and C calls of a step on rank 0 beyond those of that loop. Collectives: operations of the process group a step, beyond the two of that loop, one for each bucket of gradients; both are the difference between a fit of 120 steps and one of 20, and do not depend on the machine. '
-            'mlstack sends one every 16 steps, the losses of the history, with which the ranks also agree whether to stop; Lightning broadcasts in every batch whether rank 0 got a signal. Logs, bars and checkpoints off.',
+            'The signals and losses of mlstack travel with the gradients; Lightning broadcasts in every batch whether rank 0 got a signal. Logs, bars and checkpoints off.',
         figures=dict(calls=('calls beyond raw DDP', ''), collectives=('collectives beyond raw DDP', ''), speed=('speed, raw DDP = 1', ''), cpu=('CPU, raw DDP = 1', '')),
         rows={'raw DDP': row('project', 'raw'), 'mlstack': row('project', 'mlstack', 'mlstack'), 'Accelerate': row('accelerate', 'accelerate', 'accelerate'), 'Fabric': row('lightning', 'fabric', 'pytorch-lightning'), 'Lightning': row('lightning', 'lightning', 'pytorch-lightning'),
             'raw DDP, 4 processes': row('project', 'raw', n=4), 'mlstack, 4 processes': row('project', 'mlstack', 'mlstack', n=4)})
@@ -160,7 +161,7 @@ def launches():
     row = lambda env, who, *packages: Row(env, 'launches.py', [who], [*packages, 'torch'])
     return Case('launches', 'Starting two ranks, again', repeats=3, warm=False,
         how='A process that has imported torch and computed with it, as a notebook has, calls a function on two ranks of a gloo group three times over; the function adds one number up over the ranks. Wall time of the first call and of the third, processes, group and all. '
-            'torch.multiprocessing.spawn and Accelerate\'s debug_launcher (what notebook_launcher does on a CPU) return no results; torchrun is a command, so it runs a script; concurrent.futures: a new ProcessPoolExecutor each time, forkserver with torch preloaded.',
+            'torch.multiprocessing.spawn and Accelerate\'s debug_launcher (what notebook_launcher does on a CPU) return no results; the latter forks the caller, which imports nothing again, and hangs where both had used threads of OpenMP; torchrun is a command, so it runs a script; concurrent.futures: a new ProcessPoolExecutor each time, forkserver with torch preloaded.',
         figures=dict(first=('first call', 's'), again=('third call', 's')),
         rows={'mlstack': row('project', 'mlstack', 'mlstack'), 'concurrent.futures, forkserver': row('project', 'futures'), 'torch.multiprocessing.spawn': row('project', 'spawn'), 'torchrun': row('project', 'torchrun'), 'Accelerate': row('accelerate', 'accelerate', 'accelerate')})
 
@@ -208,4 +209,133 @@ def equality():
         how='A GPT of 4 blocks in float32, SGD with momentum, 4 epochs of 96 sequences in global batches of 12 (uneven: 103, so that the last batch has 7), gloo. The largest difference between any parameter of the trained model and that of one process with the same global batch, between the losses of any step, and between the losses of the validation of 13 sequences.',
         figures=dict(steps=('steps', ''), weights=('parameters', ''), loss=('loss of a step', ''), valid=('validation', '')), rows=rows)
 
-cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, gpu=gpu, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, scaling=scaling, imports=imports, equality=equality, ranks=ranks, evaluation=evaluation, launches=launches, failing=failing, killed=killed, checkpointing=checkpointing)
+def leases():
+    return Case('leases', 'Processes that race for two devices', repeats=1, warm=False, timeout=900,
+        how='50 processes take one of the two devices of a made-up machine, hold it for up to 2 ms and give it back, 10,000 times in all; 100 of them, by chance, are killed (SIGKILL) at random moments and replaced. Two holders: how often a witness, a lock of its own for each device, found a living process on it. Left: files that stay behind. '
+            'Freed: from a holder\'s SIGKILL to the moment the process that waits for it has the device, 50 times. Alone: CPU time of taking a lease and giving it back with nobody else there.',
+        figures=dict(acquired=('acquired', ''), killed=('killed', ''), double=('two holders', ''), left=('left', ''), median=('freed', 'ms'), most=('longest', 'ms'), alone=('alone', 'µs')),
+        rows={'mlstack': Row('project', 'leases.py', [], ['mlstack'])})
+
+def scheduling():
+    row = lambda *args: Row('project', 'scheduling.py', [*args], ['mlstack'])
+    return Case('scheduling', 'What a decision of the queue costs', repeats=3, warm=False, timeout=600,
+        how='About 10,000 jobs of 100 users wait, with priorities, time limits and jobs that may be preempted, on one machine with 8 GPUs and on 1,250 such nodes, full. 300 times one running job, by chance, is over, a new one comes, and the scheduler that was told of both decides; CPU time of the decision, its median and the slowest of a hundred; of telling it of one more job. '
+            'They ask for 36 different things (54 on the nodes); each different: each for another amount of memory. Sentences: why each of them waits. Expected: when the first hundred start. At once: `decide` with everything given anew. Listed: the sorted names of a folder with one small file a job, on this machine\'s disk, in memory; read: each file opened.',
+        figures=dict(waiting=('wait', ''), running=('run', ''), decision=('decision', 'ms'), slow=('slowest', 'ms'), add=('one more', 'µs'), once=('at once', 'ms'), why=('sentences', 'ms'), expect=('expected', 'ms'), listed=('listed', 'ms'), read=('read', 'ms'), memory=('memory', 'MiB')),
+        rows={'one machine': row('one'), '1,250 nodes': row('nodes'), 'one machine, each different': row('one', '--different'), '1,250 nodes, each different': row('nodes', '--different')})
+
+def simulation():
+    from mlstack.resources.simulation import policies
+    return Case('simulation', '10,000 GPUs, 100,000 jobs, a simulated clock', repeats=1, warm=False, timeout=1800,
+        how='mlstack.resources.simulation: 100,000 made-up jobs (run times as in the Philly trace, sizes as in Seren\'s, up to 1,024 GPUs, days and nights, limits as users give them) of 500 users come to 1,250 nodes with 8 GPUs and ask for 105 % of their time; at most one decision a minute. Minutes of waiting, mean and the unlucky twentieth, of all, of jobs with one GPU, up to 8, up to 64 and more, and of those of higher priority (the first two rows know no priorities: there, of the same jobs); '
+            'GPUs in use while jobs come, after the first fifth of that time; fairness: Jain\'s index of the users\' shares of time in which their jobs ran; jobs that were preempted, and GPU hours lost by that. True limits: each job asks for as long as it takes. Decision: CPU time, median and slowest of a hundred; CPU: of the whole simulation.',
+        figures=dict(mean=('mean wait', 'min'), p95=('95 %', 'min'), one=('1 GPU', 'min'), node=('2 to 8', 'min'), some=('16 to 64', 'min'), many=('128 and more', 'min'), important=('important', 'min'), used=('in use', '%'), fair=('fairness', ''), preempted=('preempted', ''), lost=('lost', 'GPU h'), longest=('longest line', ''), days=('days', ''), decisions=('decisions', ''), decision=('decision', 'ms'), slow=('slowest', 'ms'), seconds=('CPU', 's')),
+        rows={o: Row('project', 'simulation.py', [o], ['mlstack']) for o in policies() if o not in ('and fair share', 'and priority')})
+
+def jobs():
+    return Case('jobs', 'From submitting to running', repeats=3, warm=False, timeout=600,
+        how='Wall time from the call to the first line of the function, which writes down the time, or of a shell that does; the median of 20, two more before them not counted. Kept: `keeping.start` of a job whose folder is there, forked from a warm server with torch imported: a function, a command; program: the same command by a keeper that starts as a program. '
+            'Submitted: `submit` through the queue of one machine, its runner already there. Nothing else should run on the machine: three processes one after another have to be given a core.',
+        figures=dict(function=('function', 'ms'), command=('command', 'ms'), program=('as a program', 'ms')),
+        rows={'kept': Row('project', 'jobs.py', ['--times', '20'], ['mlstack', 'torch']), 'submitted': Row('project', 'jobs.py', ['--times', '20', '--through', 'submit'], ['mlstack', 'torch'])})
+
+def queue():
+    row = lambda env, who, *packages: Row(env, 'queueing.py', [who], [*packages])
+    return Case('queue', 'The queue of one machine', repeats=1, warm=False, timeout=1200,
+        how='Medians of 21 jobs one after another on an idle queue, after three to warm up. Submit: the call, with everything on the disk when it returns; of task-spooler the command `tsp`, with its process. Function, command: from the call to the moment at which it runs, by its own clock; of mlstack in a process that was forked from a warm one. Result: until the caller has it. '
+            'Array: each of 10,000 commands in one submit. Decision: one step of a runner with 10,000 jobs on the board and one more each time: the listing, what has ended, what is to start, under the lock. '
+            'Killed: while 150 jobs are submitted, at random moments (SIGKILL) the runner, a keeper or a process of a job, or all at once with half of the board, as when power fails; who looks at the queue next goes on. Lost: without a last word, or said to have finished without having run. Twice: begun again without having asked for it (a third have), or at the same time. '
+            'The local executor of submitit starts a process for each job at once and has no queue; task-spooler keeps its queue in the memory of a server.',
+        figures=dict(submit=('submit', 'ms'), function=('function', 'ms'), result=('result', 'ms'), command=('command', 'ms'), array=('array', 'ms'), decision=('decision', 'ms'), decision_cpu=('its CPU', 'ms'), killed=('killed', ''), lost=('lost', ''), twice=('twice', '')),
+        rows={'mlstack': row('project', 'mlstack', 'mlstack', 'torch'), 'submitit, local': row('submitit', 'submitit', 'submitit')} | ({'task-spooler': row('project', 'tsp')} if which('tsp') else {}))
+
+def doctor():
+    row = lambda who, *packages: Row('project', 'doctor.py', [who], [*packages])
+    return Case('doctor', 'Broken environments that are named', repeats=1, warm=False, timeout=1800,
+        how='Virtual environments with the packages of the development lock, each really broken in one way: files, metadata, variables, limits of the process, mounts; only the driver of a GPU is a stand-in module pynvml. Named: the line that is to find it says warning or wrong, with the word that tells this fault from others and a command; '
+            'of pip check and torch.utils.collect_env: that they end with an error. Those with a stand-in for torch are not put before collect_env, which imports it. Sound: a lock and another project\'s kernel; a checkout in CI made by uv; a slice of an H100 under a driver newer than the table; a job of SLURM; a container without /proc. '
+            'False alarms: of those, the ones about which anything is said, but for what is true of the measuring machine (its load, disks and memory). CPU: user and system time of the whole command, for mlstack with the start of its command line, for env.doctor() of a process that imports mlstack.env and prints JSON; no torch is imported.',
+        figures=dict(broken=('broken', ''), caught=('named', ''), sound=('sound', ''), alarms=('false alarms', ''), cpu=('CPU of a look', 's'), most=('at most', 's')),
+        rows={'mlstack doctor': row('mlstack', 'mlstack'), 'env.doctor()': row('quick', 'mlstack'), 'pip check': row('pip', 'pip'), 'torch.utils.collect_env': row('collect_env', 'torch')})
+
+def restore():
+    freeze = 'pip freeze, pip install -r'
+    rows = {'mlstack, restore': ['mlstack'], freeze: ['freeze'], f'{freeze}, --no-deps': ['freeze', '--no-deps'],
+        'a package is gone: mlstack, restore': ['mlstack', '--gone'], f'a package is gone: {freeze}, --no-deps': ['freeze', '--no-deps', '--gone']}
+    return Case('restore', 'An environment made again', repeats=1, warm=False,
+        how='16 distributions in a virtual environment: ten from the index (pip, setuptools and wheel among them), one that a wheel of our own brought, two of which one asks for another version of the other, one of a build `+cu130` from a file, one from a git repository, one editable folder under git without a remote. '
+            'After they were recorded the folder gets a new commit; in the last two rows a package leaves the index. As they were: the same version and the same files, for the two from git the same code. Named: how many of those that are not, are told.',
+        figures=dict(recorded=('recorded', ''), same=('as they were', ''), other=('other', ''), missing=('missing', ''), told=('named', '')), rows={k: Row('project', 'restore.py', v, ['mlstack', 'pip']) for k, v in rows.items()})
+
+def planning():
+    row = lambda env, who, *packages: Row(env, 'planning.py', [who], [*packages, 'torch'])
+    cases = 'fp32, B=8', 'fp32, B=16', 'fp32, B=32', 'bf16, B=8', 'bf16, B=16', 'bf16, B=32', 'bf16, compiled, B=32'
+    return Case('planning', 'The memory of a training step, predicted', repeats=1, warm=False, timeout=1500,
+        how='The peak of a training step of GPT-2 124M, 1,024 tokens, AdamW, in GiB. Measured: on one H100 with torch 2.11, before this table was made (torch.cuda.max_memory_allocated; notes on resources, section 8); the others are computed in this run, without a GPU. '
+            'Off: the largest difference of a prediction from what was measured, eager in fp32 (TF32), eager with bf16 autocast, and compiled. A prediction: its CPU time; that of models with 7 and 70 billion parameters includes making them. accelerate (the arithmetic of `accelerate estimate-memory`) and DeepSpeed (ZeRO-2 estimator, one GPU) look at the parameters only; MemTracker is torch\'s, raw, on fake tensors, and does not know of compiling.',
+        figures={k: (k, 'GiB') for k in cases} | dict(fp32=('off, fp32', '%'), bf16=('off, bf16', '%'), compiled=('off, compiled', '%'), seconds=('a prediction', 's'), seven=('7B', 's'), seventy=('70B', 's')),
+        rows={'measured on an H100': Row('project', 'planning.py', ['real']), 'mlstack': row('project', 'mlstack', 'mlstack'), 'accelerate estimate-memory': row('accelerate', 'accelerate', 'accelerate'), 'DeepSpeed estimator': row('deepspeed', 'deepspeed', 'deepspeed'), 'torch MemTracker, raw': row('project', 'memtracker')})
+
+def planning_cpu():
+    row = lambda name, opt, env='project': Row(env, 'planning_cpu.py', [name, opt], ['mlstack' if env == 'project' else 'transformers', 'torch'])
+    rows = {f'{title}, {word}': row(name, opt, *env) for title, name, *env in (('GPT, 4 blocks', 'gpt'), ('MLP', 'mlp'), ('ResNet-18', 'resnet'), ('BERT of transformers, 4 blocks', 'bert', 'hf'), ('LSTM', 'lstm')) for word, opt in (('AdamW', 'adamw'), ('SGD', 'sgd'))}
+    return Case('planning_cpu', 'Plans against steps on this CPU', repeats=1, warm=False,
+        how='Two steps in float32 with one thread of torch. Counted: the most that was allocated at one time, by the memory events of torch\'s profiler. Predicted: hardware.plan(gpu="cpu"), before anything runs. A step: the fastest of five, of the real one; planned from the rate of one matrix product (1024 x 1024) and of adding two large vectors, measured in the same process. '
+            'The LSTM runs without oneDNN, whose kernel keeps notes of its own. Autocast on a CPU casts by other lists than on a GPU, so 16 bits are compared in the table above only.',
+        figures=dict(measured=('counted', 'MiB'), predicted=('predicted', 'MiB'), error=('off', '%'), step=('a step', 'ms'), said=('planned', 'ms'), ratio=('planned / real', ''), seconds=('a prediction', 's')), rows=rows)
+
+def slurm():
+    row = lambda who, how, env='project', *packages: Row(env, 'slurm.py', [who, how], [*packages])
+    return Case('slurm', 'Three jobs on a SLURM', repeats=1, warm=False, timeout=600,
+        how='SLURM 22.05 of Debian, two nodes of 4 cores in namespaces of this machine, without accounting and with slurmdbd. Seconds from the call to the result, each job alone: a function; an array of four; and a job of 150 steps of 0.2 s in a partition that preempts with 2 s of grace, which another job preempts after 2 s and which goes on from the step it has saved. '
+            'Waited for at most 60, 60 and 240 s; a figure that is missing did not come in that time. Lines: what a user writes for all three, without blank lines. submitit with AutoExecutor, a class with `checkpoint` for the third.',
+        figures=dict(lines=('lines', ''), done=('came', 'of 3'), function=('function', 's'), array=('array of 4', 's'), preempted=('preempted', 's')),
+        rows={'mlstack': row('mlstack', 'plain', 'project', 'mlstack'), 'mlstack, accounting': row('mlstack', 'accounting', 'project', 'mlstack'),
+            'submitit': row('submitit', 'plain', 'submitit', 'submitit'), 'submitit, accounting': row('submitit', 'accounting', 'submitit', 'submitit')})
+
+def coordinating():
+    row = lambda who, *packages: Row('project', 'coordinating.py', [who], list(packages or ['mlstack']))
+    return Case('coordinating', 'Empty trials of a sweep', repeats=3, warm=False, timeout=900,
+        how='Four processes take trials of a random search and tell their values at once, 4,000 trials over the socket of a coordinator, 600 in the warm workers of Sweep.run with a Run each, 120 and 80 through Optuna\'s storages (its journal file and SQLite); a second counts from the moment all are ready, in workers from their 20th trial. '
+            'Told trials are on the disk when `tell` returns; relaxed: durable=False, the disk has them within a second, and only a power failure, no kill, can cost them. A start: with one worker and torch imported, from the end of a trial to the first line of the next one\'s function, the median of 20. '
+            'Again: from the SIGKILL of an agent to the moment another, which waits, has its trial, 20 times.',
+        figures=dict(rate=('trials', '/s'), start=('a start', 'ms'), again=('again', 'ms'), again_most=('at most', 'ms')),
+        rows={'mlstack, ask and tell': row('socket'), 'mlstack, ask and tell, relaxed': row('socket-relaxed'), 'mlstack, Sweep.run': row('runs', 'mlstack', 'torch'), 'mlstack, Sweep.run, relaxed': row('runs-relaxed', 'mlstack', 'torch'),
+            'Optuna, journal file': row('journal', 'optuna'), 'Optuna, SQLite': row('sqlite', 'optuna')})
+
+def search():
+    row = lambda env, who, *packages: Row(env, 'searching.py', [who], [*packages])
+    problems = dict(branin='Branin', hartmann6='Hartmann6', ackley5='Ackley5', rosenbrock5='Rosenbrock5', mixed='mixed', digits='digits')
+    return Case('search', 'The best of 50 trials', repeats=20, warm=False, timeout=1500,
+        how='The lowest value after 50 trials, one after another; median over 20 seeds, the same for all rows. Ackley5 is shifted by (5.3, -9.1, 12.7, -3.9, 8.2), Rosenbrock5 is log10(0.001 + value), mixed has 6 hyperparameters of a made-up training (two categories, two whole numbers), '
+            'digits is a table of 1,440 trained networks (6 hyperparameters); problems in measure/search_problems.py. Our search was chosen by 13 other problems (`others` there). Optuna: samplers as they come, GPSampler with deterministic_objective=True; where a parameter is a list of numbers its index, which keeps the order. '
+            'W&B: `sweeps` 0.3.0, method bayes. hyperopt: tpe.suggest. An ask: CPU of the asking thread, median of the 50; all: CPU of the process for 50 trials, threads and all. Means over the problems.',
+        figures={k: (v, '') for k, v in problems.items()} | dict(ask=('an ask', 'ms'), cpu=('all', 's')),
+        rows={'mlstack': row('project', 'mlstack-auto', 'mlstack'), 'Optuna GP': row('optuna', 'optuna-gp', 'optuna', 'torch'), 'Optuna TPE': row('optuna', 'optuna-tpe', 'optuna'), 'Optuna CMA-ES': row('optuna', 'optuna-cma', 'optuna', 'cmaes'),
+            "W&B's sweeps, bayes": row('sweeps', 'wandb-bayes', 'sweeps'), 'hyperopt TPE': row('hyperopt', 'hyperopt-tpe', 'hyperopt'), 'mlstack, tpe': row('project', 'mlstack-tpe', 'mlstack'), 'mlstack, cma': row('project', 'mlstack-cma', 'mlstack', 'cmaes')})
+
+def asking():
+    row = lambda env, who, *packages: Row(env, 'asking.py', [who], [*packages])
+    return Case('asking', 'What a suggestion costs, far into a sweep', repeats=1, warm=False, timeout=900,
+        how='CPU of the asking thread for one ask, median of 20 around trial 100, 1,000 and 10,000; 5 parameters (3 numbers, a whole number, a category), results told at once. What a thread learns ahead is not in it: it is in `ahead`, the CPU of the whole process for a trial around trial 1,000, where there is such a thread. Waited: wall time of an ask, median of 50 trials of 0.1 s each, one worker. Optuna in memory, at 10,000 trials not with what takes over 50 ms at 1,000.',
+        figures=dict(wait=('waited', 'ms'), at100=('at 100', 'ms'), at1000=('at 1,000', 'ms'), at10000=('at 10,000', 'ms'), ahead=('ahead', 'ms')),
+        rows={f'mlstack, {k}': row('project', f'mlstack-{k}', 'mlstack') for k in ('random', 'tpe', 'cma', 'gp', 'auto')} | {f'Optuna, {k}': row('optuna', f'optuna-{k}', 'optuna') for k in ('random', 'tpe', 'cma', 'gp')})
+
+def image():
+    return Case('image', 'The generated image trains', repeats=1, warm=False, timeout=2400,
+        how='`mlstack demo --quick` as a job of two cores through `submit`: in a container of podman, of the image that this project\'s generated Dockerfile makes, and on this machine. No registry of images can be reached: the base is this machine\'s Python with a shell and pip, without the Debian packages of the Dockerfile; every package of the lock is installed into it by pip. '
+            'Built: `buildah build` with an empty cache, downloads and all. Demo: from the call of submit to its end. Accuracy: of the digits that the demo holds back.',
+        figures=dict(accuracy=('accuracy', '%'), runs=('runs', ''), build=('built', 's'), demo=('demo', 's')),
+        rows={'in the image, podman': Row('project', 'image.py', ['container'], ['mlstack', 'torch']), 'on this machine': Row('project', 'image.py', ['here'], ['mlstack', 'torch'])})
+
+def stopping():
+    row = lambda rule, *more: Row('project', 'stopping.py', [rule, *map(str, more)], ['mlstack'])
+    return Case('stopping', 'Epochs until a configuration of the best 1 % is trained', repeats=1, warm=False, timeout=1500,
+        how='1,440 recorded learning curves of 27 epochs (MLPs on the digits of scikit-learn; tests/data/digits-curves.npz), 15 of which are the best 1 % at their end. Four workers that ask whenever they are free, epochs of nearly the same length; a sweep ends when one of the 15 has been trained to its end. '
+            'Search, rule, coordinator and journal are those that every sweep uses; only training is read from the record. 100 seeds, configurations drawn at random without repetition; the median over the seeds, its quartiles and the mean. W&B: the rule of its early_terminate with eta 3, where min_iter is 1 or 3. '
+            'ASHA: with promotion from its checkpoint, eta 3 or 4; or, without checkpoints, stopping for good.',
+        figures=dict(epochs=('epochs, median', ''), low=('lower quartile', ''), high=('upper quartile', ''), mean=('mean', ''), trials=('trials begun', '')),
+        rows={'none': row('none'), 'ASHA, promotion': row('asha'), 'ASHA, promotion, eta 4': row('asha 4'), 'ASHA, stopping': row('asha stopping'), 'W&B, strict': row('wandb strict'), 'W&B, not strict': row('wandb not strict'),
+            'W&B, strict, min_iter 3': row('wandb strict 3'), 'W&B, not strict, min_iter 3': row('wandb not strict 3'), 'median, min_iter 3': row('median')})
+
+cases = dict(steps=steps, mnist=mnist, resume=resume, saves=saves, compile=compile, gpu=gpu, log=log, store=store, reading=reading, finding=finding, page=page, workers=workers, scaling=scaling, imports=imports, equality=equality, ranks=ranks, evaluation=evaluation, launches=launches, failing=failing, killed=killed, checkpointing=checkpointing, leases=leases, jobs=jobs, scheduling=scheduling, simulation=simulation, doctor=doctor, restore=restore, planning=planning, planning_cpu=planning_cpu, slurm=slurm, queue=queue, image=image, search=search, asking=asking, coordinating=coordinating, stopping=stopping)

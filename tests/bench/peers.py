@@ -13,16 +13,23 @@ peers = dict(
     aim=(['aim==3.29.1'], False),
     mlflow_server=(['mlflow==3.17.2'], False),  # with its store, server and page
     tensorboard=(['tensorboard==2.21.0'], True),
+    submitit=(['submitit==1.5.4'], False),
     trackio=(['trackio==0.43.0'], False),
     tables=(['pyarrow==26.0.1', 'openpyxl==3.1.5', 'numpy', 'pandas'], False),  # of the tests: Parquet and spreadsheets
     lightning=(['pytorch-lightning==2.6.6', 'torchdata==0.11.0'], True),  # never the package `lightning`; Fabric comes with it
     accelerate=(['accelerate==1.15.0', 'torchdata==0.11.0'], True),
     hf=(['transformers==5.17.0', 'accelerate==1.15.0'], True),
+    deepspeed=(['deepspeed==0.19.8'], True),  # its estimator of memory; its kernels are not built
     fastai=(['fastai==2.8.12', 'torchvision==0.28.0'], True),  # the torchvision of this torch
     ignite=(['pytorch-ignite==0.5.5', 'tqdm'], True),
     # not measured: what logs to W&B by itself, for tests/test_dropin.py, and what the trainer takes, for tests/test_interop.py
     libraries=(['transformers==5.23.0', 'accelerate==1.15.0', 'pytorch-lightning==2.6.6', 'keras==3.15.1', 'wandb==0.31.0', 'pandas', 'pillow', 'psutil',
         'datasets==5.2.0', 'torchdata==0.11.0', 'torchmetrics==1.9.0', 'fastcore==2.2.39'], True),
+    ray=(['ray[train]==2.60.0', 'fastcore==2.2.39', 'numpy', 'psutil', 'cloudpickle'], True),
+    kubernetes=(['kubernetes==37.0.2', 'kubernetes-validate==1.37.0', 'cloudpickle', 'psutil', 'numpy', 'pandas', 'fastcore==2.2.39'], False),  # its client, and the schemas of its objects
+    optuna=(['optuna==5.0.0', 'cmaes==0.13.1', 'numpy', 'scipy'], True),  # its GP needs torch
+    sweeps=(['sweeps==0.3.0', 'numpy<2'], False),  # W&B's local engine; it refuses a newer numpy
+    hyperopt=(['hyperopt==0.3.0', 'numpy', 'setuptools<81'], False),
     timm=(['timm==1.0.31', 'torchvision==0.28.0', 'fastcore==2.2.39'], True),  # torchvision is pinned to its torch, and apart: without CUDA it breaks what imports it
 )
 

@@ -39,7 +39,7 @@ def torchrun():
 
 def accelerate():
     from accelerate import debug_launcher
-    return lambda: debug_launcher(debugged, num_processes=2)
+    return lambda: debug_launcher(add, num_processes=2) # it makes the group itself
 
 def futures():
     import multiprocessing
