@@ -751,7 +751,7 @@ def test_what_a_killed_keeper_has_left_holds_nothing(queue, cancelled):
 def test_who_takes_the_place_of_one_that_took_a_place(queue):
     "C makes room for B, and before C has gone B's place is A's; nobody is ended twice, and each goes on in his turn."
     queue.rules(cores=[0])
-    code = lambda name: f'trap "exit 1" TERM; {queue.says(0, name)}; [ -e {queue.folder}/go ] && exit; while :; do sleep .01; done'
+    code = lambda name: f'trap "exit 1" TERM; [ -e {queue.folder}/go ] && last=1; {queue.says(0, name)}; [ "$last" ] && exit; while :; do sleep .01; done'
     low = queue.submit(code('low'), requeue=True, priority=0)
     queue.until(lambda: queue.said == ['low'])
     mid = queue.submit(code('mid'), requeue=True, priority=1)
