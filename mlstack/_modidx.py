@@ -541,6 +541,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlstack.ddp.meshes.Mesh._enter': ('ddp/meshes.html#mesh._enter', 'mlstack/ddp/meshes.py'),
                                     'mlstack.ddp.meshes.Mesh._left': ('ddp/meshes.html#mesh._left', 'mlstack/ddp/meshes.py'),
                                     'mlstack.ddp.meshes.Mesh._make': ('ddp/meshes.html#mesh._make', 'mlstack/ddp/meshes.py'),
+                                    'mlstack.ddp.meshes.Mesh._meet': ('ddp/meshes.html#mesh._meet', 'mlstack/ddp/meshes.py'),
                                     'mlstack.ddp.meshes.Mesh._product': ('ddp/meshes.html#mesh._product', 'mlstack/ddp/meshes.py'),
                                     'mlstack.ddp.meshes.Mesh.at': ('ddp/meshes.html#mesh.at', 'mlstack/ddp/meshes.py'),
                                     'mlstack.ddp.meshes.Mesh.check': ('ddp/meshes.html#mesh.check', 'mlstack/ddp/meshes.py'),

@@ -110,13 +110,18 @@ def _left(self:Mesh, n):
     if self.size!=n: raise MeshError(f'{self._product()} = {self.size} processes, {n} {"is" if n==1 else "are"} here', 'Mesh', f'start them with mlstack.ddp.launch(fn, nprocs={self.size}) or torchrun, or make one number -1: what is left')
 
 @patch
-def _enter(self:Mesh):
-    "Become torch's mesh, once; a process alone needs none."
-    if self._mesh is not None: return self._mesh
+def _meet(self:Mesh):
+    "Be where the other processes are, with every dimension known; returns whether there are others."
     alone = not dist.is_initialized() and context().world_size==1
     if not alone: join_group()
     self._left(1 if alone else dist.get_world_size())
-    if alone: return None
+    return not alone
+
+@patch
+def _enter(self:Mesh):
+    "Become torch's mesh, once; a process alone needs none."
+    if self._mesh is not None: return self._mesh
+    if not self._meet(): return None
     here = int(os.environ.get('LOCAL_WORLD_SIZE', self.size))
     if self.asked!='cpu' and torch.cuda.is_available() and here>torch.cuda.device_count(): raise MeshError(f'{here} processes of the mesh are on this machine, which has {torch.cuda.device_count()} GPUs', 'Mesh', 'start fewer here, or say Mesh(device="cpu")')
     self.__dict__['_mesh'] = init_device_mesh('cuda' if dist.get_backend()=='nccl' else 'cpu', tuple(self.sizes.values()), mesh_dim_names=tuple(self.sizes))
@@ -262,12 +267,12 @@ def _at_work(self:Mesh):
 
 @patch
 def _make(self:Mesh):
-    _check_families(self.sizes) # before anybody is waited for
-    if self.mesh is None: return Single(self.asked)
     s = self.sizes
+    _check_families(s) # before anybody is waited for
+    if self._meet(): _check_families(s) # what was left is known now, and no group is made yet that a refusal would tear
+    if self.mesh is None: return Single(self.asked)
     used = [k for k in ('pp','cp','tp','shard') if s[k]>1]
     if 'pp' in used or 'cp' in used:
-        _check_families(s) # what was left is known now
         if 'cp' in used:
             from mlstack.ddp.sequences import Sequences
             return Sequences(mesh=self.mesh['dp','cp'], **self.options)
