@@ -110,7 +110,7 @@ def _tell(fd, **said):
 def _listened():
     "Whether anything in this process will look at the stop flag."
     recorder = sys.modules.get('mlstack.tracking.recorder')
-    return bool(recorder and recorder._open) or any(o in sys.modules for o in ('mlstack.trainer.loop','mlstack.ddp.launching'))
+    return bool(recorder and recorder._open) or any(o in sys.modules for o in ('mlstack.trainer.loop','mlstack.ddp.launching','mlstack.sweeps.slurm_agents'))
 
 def _listen(ears, mouth, stop, hard):
     "In the function's process: hear what the keeper says."

@@ -585,10 +585,15 @@ def run(self:Sweep,
     cpus=0,        # cores of each trial, which it has to itself
     mem=None,      # memory of each trial: "8G"
     address=None,  # also answer agents of other machines: "0.0.0.0:0"
-    token=None     # what they must say; default: made up
+    token=None,    # what they must say; default: made up
+    **asked        # of a cluster, as `submit` takes it: time='4h', slurm=dict(partition='gpu')
 ) -> Sweep: # itself
     "Run trials on worker processes until `count` are finished or the sweep is over; Ctrl-C ends it cleanly and it can be resumed."
     from mlstack.sweeps.agents import program_of, run_trials
+    if on=='slurm':
+        from mlstack.sweeps.slurm_agents import run_on_slurm
+        return run_on_slurm(self, program_of(self) if train is None else train, workers, count, progress, gpus, cpus, mem, threads=threads, address=address, token=token, **asked)
+    if asked: raise SweepError(f'{next(iter(asked))}= is not known on this machine', 'Sweep.run', "it is of a cluster: on='slurm'")
     if on!='local': raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local'")
     return run_trials(self, program_of(self) if train is None else train, workers, count, progress, threads, dict(gpus=gpus, cpus=cpus, mem=mem), address, token)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from .. import __version__
 from ..core import MlstackError, settings, write_file
 from ..resources.records import state_folder
-from .coordinator import Sweep, SweepError, Trial, _finite, ended, find_sweep
+from .coordinator import Sweep, SweepError, Trial, _finite, _has_saved, ended, find_sweep
 from .spec import read_spec
 from ..tracking.origins import alive, this_process
 
@@ -77,7 +77,7 @@ class Server:
         host,port = split_address(address)
         try: sock = socket.create_server((host,port))
         except OSError as e: raise SweepError(f'nobody can be answered at {address}: {e.strerror or e}', f'sweep {self.sweep.id}', 'choose another port; port 0 takes any') from None
-        self.token,self.address = token or secrets.token_urlsafe(18),f'{host}:{sock.getsockname()[1]}'
+        self.token,self.address = token or secrets.token_urlsafe(18),f'{_reachable(host)}:{sock.getsockname()[1]}'
         self._listen(sock, True)
 
     def close(self,
@@ -94,6 +94,10 @@ class Server:
 class _Peer:
     "Somebody who is connected: what he is, and the trials he has."
     def __init__(self, sock, remote): self.lines,self.remote,self.held,self.who,self.process,self.idle,self.heard = _Lines(sock),remote,{},None,None,False,time.monotonic()
+
+def _reachable(host):
+    "The name by which other machines find who listens at all addresses."
+    return os.uname().nodename if host in ('','0.0.0.0','::') else host
 
 def split_address(text):
     "`'host:port'` as a pair."
@@ -226,12 +230,12 @@ def _answer(self:Server, p, r):
     try:
         if p.who is None and do!='hello': raise SweepError('say hello first', 'the request')
         if do not in _known: raise SweepError(f'{do!r} cannot be asked of a sweep', 'the request', f'known are {", ".join(_known)}')
-        return getattr(self, f'_{do}')(p, r)|dict(id=r.get('id')), do in ('tell','lost','control')
+        return getattr(self, f'_{do}')(p, r)|dict(id=r.get('id')), do in ('tell','lost','suspend','control')
     except Exception as e: # also of a request that has not the form it should have
         return _error(e)|dict(id=r.get('id')),False
 
 under_way = 'WAITING','RUNNING','LOST'
-_known = 'hello','ask','report','tell','lost','restart','control','status','beat'
+_known = 'hello','ask','report','tell','lost','suspend','restart','control','status','beat'
 
 @patch
 def _hello(self:Server, p, r):
@@ -309,6 +313,13 @@ def _lost(self:Server, p, r):
     del p.held[t.number]
     if t.state not in ended: self.sweep.lost(t, str(r.get('why','')))
     return dict(state=t.state, why=t.why)
+
+@patch
+def _suspend(self:Server, p, r):
+    if (t := self._mine(p, r)) is None: return dict(taken=True)
+    del p.held[t.number]
+    waits = t.state not in ended and self.sweep.suspend(t, str(r.get('why','')), bool(r.get('saved')))
+    return dict(state=t.state, why=t.why, waits=waits)
 
 @patch
 def _restart(self:Server, p, r):
@@ -521,6 +532,20 @@ def lost(self:Remote, trial, why=''):
     t.taken = t.state=='LOST'
 
 @patch
+def checkpoints(self:Remote, trial) -> Path:
+    "Where `trial` keeps its checkpoints."
+    return self.folder.absolute()/'checkpoints'/str(self._own(trial).number)
+
+@patch
+def suspend(self:Remote, trial, why='', saved=None) -> bool: # whether it waits; otherwise it will begin anew, or was stopped
+    "A running trial has let go of its worker, and somebody will be given it again; this is no loss."
+    t = self._own(trial)
+    r = self._call('suspend', n=t.number, attempt=t.attempt, why=why, saved=_has_saved(self.checkpoints(t)) if saved is None else saved)
+    t.state,t.why = r.get('state','LOST'),r.get('why','')
+    t.taken = t.state not in ended
+    return bool(r.get('waits'))
+
+@patch
 def restart(self:Remote, trial):
     "The trial, which was lost, begins anew: all it had reported is taken back."
     t = self._own(trial)
@@ -599,7 +624,7 @@ class _Way:
 
     def coordinate(self):
         self.sweep = Sweep(resume=self.id.split('/')[-1], runs_dir=self.dir)
-        self.server = Server(self.sweep)
+        self.server = (self.mine if callable(self.mine) else Server)(self.sweep)
 
     def close(self):
         if self.server: self.server.close()
@@ -610,7 +635,7 @@ def connect(
     token=None,      # over the network
     runs_dir=None,   # where runs are kept here
     patience=60.,    # seconds to look for a coordinator that is gone
-    coordinate=False # do it here, for others too, when nobody does
+    coordinate=False # do it here, for others too, when nobody does; a function of the sweep that makes the `Server`
 ) -> Remote:
     "A sweep that another process coordinates."
     return Remote(_Way(id, token, runs_dir, coordinate), runs_dir, patience)
