@@ -11,6 +11,7 @@ Modules:
 - `mlstack.ddp.stages`: One model cut into stages, each on its own process: pipeline parallelism for models that do not fit on one device. `Trainer(parallel=Pipeline(stages=4))`.
 - `mlstack.hardware.devices`: Which device, how many threads, which precision: the choices an expert makes from the card in the machine, each with its reason. The trainer asks for them; you can too.
 - `mlstack.resources.slurm`: A job on a SLURM cluster: the batch script that is written for it, where it stands, and what happens when it is preempted. Called by `submit(…, on='slurm')`.
+- `mlstack.sweeps.slurm_agents`: A sweep on a SLURM cluster: an array of agents that ask one coordinator, and let go of a trial when SLURM wants the place back. Called by `Sweep.run(…, on='slurm')`.
 - `mlstack.tracking.columns`: What a run leaves when it is over: its lanes as one file of compressed columns with checksums, made by whoever reads it first.
 - `mlstack.tracking.forking`: A run that begins where another stood at some step, and a run that goes back to a step of its own: `init(fork_from=)` and `init(resume_from=)`.
 - `mlstack.tracking.index`: What is known of ten thousand runs, in one file, so that a question about them need not open ten thousand folders. It can be deleted at any time.

@@ -594,7 +594,7 @@ def run(self:Sweep,
         from mlstack.sweeps.slurm_agents import run_on_slurm
         return run_on_slurm(self, program_of(self) if train is None else train, workers, count, progress, gpus, cpus, mem, threads=threads, address=address, token=token, **asked)
     if asked: raise SweepError(f'{next(iter(asked))}= is not known on this machine', 'Sweep.run', "it is of a cluster: on='slurm'")
-    if on!='local': raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local'")
+    if on!='local': raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local' or 'slurm'")
     return run_trials(self, program_of(self) if train is None else train, workers, count, progress, threads, dict(gpus=gpus, cpus=cpus, mem=mem), address, token)
 
 @patch

@@ -282,7 +282,7 @@ def _ask(self:Server, p, r):
 def over(self:Server) -> str:
     "Why nothing more will come, if so: a trial that is under way may be lost and come again."
     s = self.sweep
-    if s.held=='paused' or any(t.state in under_way for t in s.trials): return ''
+    if s.held=='paused' or any(t.state in under_way or t.held for t in s.trials): return ''
     return s.held or s.over or ('' if self.wants() else 'enough trials were asked for')
 
 @patch
