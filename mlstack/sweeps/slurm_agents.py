@@ -13,8 +13,8 @@ The token of the coordinator is in no command line and no script of SLURM's. The
 # %% auto #0
 __all__ = ['Yielding', 'wants', 'element', 'submit_elements', 'Elements', 'run_on_slurm']
 
-# %% ../../nbs/sweeps/10_slurm_agents.ipynb #3be73922
-import os, threading, time
+# %% ../../nbs/sweeps/10_slurm_agents.ipynb #c81a3e47
+import threading, time
 from contextlib import suppress
 from functools import partial
 from ..core import MlstackError, context, settings
