@@ -52,7 +52,7 @@ def one(way):
             for b in model.blocks: fully_shard(b)
             fully_shard(model)
         opt, x = sgd(model.parameters()), torch.zeros(16, 64, dtype=torch.long)
-        for _ in range(8):
+        for _ in range(12):
             with record_function('a step'):
                 loss(call(x), x).backward()
                 opt.step()
@@ -85,8 +85,8 @@ def test_shards_have_the_bytes_that_were_said(real):
 
 @pytest.mark.parametrize('way, mesh', [('one', {}), ('dp', dict(dp=2))])
 def test_peak_of_a_rank_is_what_torch_counts(real, way, mesh):
-    "Also that DDP's buckets stay. FSDP's peak depends on when gloo lets go of what it gathered, so it is no test."
-    assert abs(shares(step(), mesh)[0].peak/real[0][way][1] - 1) < .002
+    "Also that DDP's buckets stay; gloo may keep one longer on a rank. FSDP's peak depends on when gloo lets go of what it gathered, so it is no test."
+    assert abs(shares(step(), mesh)[0].peak/min(r[way][1] for r in real) - 1) < .002
 
 
 # Arithmetic
