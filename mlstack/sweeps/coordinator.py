@@ -589,8 +589,10 @@ def run(self:Sweep,
 ) -> Sweep: # itself
     "Run trials on worker processes until `count` are finished or the sweep is over; Ctrl-C ends it cleanly and it can be resumed."
     from mlstack.sweeps.agents import program_of, run_trials
-    if on!='local': raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local'")
-    return run_trials(self, program_of(self) if train is None else train, workers, count, progress, threads, dict(gpus=gpus, cpus=cpus, mem=mem), address, token)
+    train = program_of(self) if train is None else train
+    if on=='ray': from mlstack.sweeps.ray_trials import run_on_ray; return run_on_ray(self, train, workers, count, progress, gpus, cpus, mem)
+    if on!='local': raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local' or on='ray'")
+    return run_trials(self, train, workers, count, progress, threads, dict(gpus=gpus, cpus=cpus, mem=mem), address, token)
 
 @patch
 def importance(self:Sweep):
