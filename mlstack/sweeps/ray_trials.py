@@ -214,7 +214,7 @@ def run_on_ray(
         folder,before = sweep.folder.absolute()/'tune',{k:os.environ.get(k) for k in _quiet}
         os.environ |= _quiet
         try:
-            tune.Tuner(tune.with_resources(trainable, room), run_config=tune.RunConfig(name=f'{time.time_ns()}', storage_path=str(folder), verbose=0, stop=_stopper(tune, desk, show)),
+            tune.Tuner(tune.with_resources(trainable, room), run_config=tune.RunConfig(name=f'{time.time_ns()}', storage_path=str(folder), verbose=0, stop=_stopper(tune, desk, show), checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
                 tune_config=tune.TuneConfig(search_alg=_part(sweep, _Searching, 'Searcher'), scheduler=_part(sweep, _Scheduling, 'FIFOScheduler'), num_samples=-1, max_concurrent_trials=workers, reuse_actors=True,
                     trial_dirname_creator=lambda t: t.trial_id)).fit()
             if not desk.over and not desk.error and not sweep.cancelled: raise KeyboardInterrupt # Tune has caught it
