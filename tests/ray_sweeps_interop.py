@@ -70,10 +70,10 @@ def main():
         assert not (b.folder/'tune').exists()
     print('same', flush=True)
 
-    stop = dict(method='random', early_terminate=dict(type='hyperband', min_iter=1, eta=2))
+    stop = dict(method='random', parameters=dict(lr=dict(min=.1, max=1.), depth=dict(values=[1, 2])), early_terminate=dict(type='hyperband', min_iter=1, eta=2))
     a, b = sweep('local', **stop), sweep('tune', **stop)
-    a.run(curve, workers=1, count=8)
-    b.run(curve, workers=1, count=8, on='ray')
+    a.run(curve, workers=1, count=12)
+    b.run(curve, workers=1, count=12, on='ray')
     assert story(a) == story(b) and any(t.state == 'PRUNED' for t in b.trials), (story(a), story(b))
     import mlstack.tracking as track
     runs = {r.id: r.state for r in track.runs(project=b.project, dir=b.runs)}
@@ -121,9 +121,9 @@ def main():
     print('resumed', flush=True)
 
     a, b = sweep('local', **stop), sweep('own', **stop)
-    a.run(curve, workers=1, count=6)
+    a.run(curve, workers=1, count=12)
     os.environ['TUNE_DISABLE_AUTO_CALLBACK_LOGGERS'] = '1'
-    tune.Tuner(own, run_config=tune.RunConfig(storage_path=str(folder/'results'), verbose=0), tune_config=tune.TuneConfig(search_alg=searcher(b), scheduler=scheduler(b), num_samples=6, max_concurrent_trials=1)).fit()
+    tune.Tuner(own, run_config=tune.RunConfig(storage_path=str(folder/'results'), verbose=0), tune_config=tune.TuneConfig(search_alg=searcher(b), scheduler=scheduler(b), num_samples=12, max_concurrent_trials=1)).fit()
     assert [o[:4] for o in story(a)] == [o[:4] for o in story(b)], (story(a), story(b))
     print('own', flush=True)
     times()

@@ -8,7 +8,7 @@ Tune places trials on the machines of a cluster, and it has searchers and schedu
 __all__ = ['Desk', 'searcher', 'scheduler', 'run_on_ray']
 
 # %% ../../nbs/sweeps/10a_ray_trials.ipynb #000a2e22
-import os, shutil, sys, tempfile, time
+import logging, os, shutil, sys, tempfile, time
 from pathlib import Path
 from ..core import MlstackError, settings
 from ..resources.leases import want_of
@@ -213,6 +213,9 @@ def run_on_ray(
         trainable = tune.with_parameters(type('Trial', (_Acting,tune.Trainable), {}), fn=train, threads=how['num_cpus'], cwd=os.getcwd(), path=list(sys.path))
         folder,before = sweep.folder.absolute()/'tune',{k:os.environ.get(k) for k in _quiet}
         os.environ |= _quiet
+        logger = logging.getLogger('ray.tune') # it warns that it finds none of the files that were turned off
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         try:
             tune.Tuner(tune.with_resources(trainable, room), run_config=tune.RunConfig(name=f'{time.time_ns()}', storage_path=str(folder), verbose=0, stop=_stopper(tune, desk, show), checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False)),
                 tune_config=tune.TuneConfig(search_alg=_part(sweep, _Searching, 'Searcher'), scheduler=_part(sweep, _Scheduling, 'FIFOScheduler'), num_samples=-1, max_concurrent_trials=workers, reuse_actors=True,
@@ -225,6 +228,7 @@ def run_on_ray(
             raise desk.error or e from None
         finally:
             del sweep.desk
+            logger.setLevel(level)
             shutil.rmtree(folder, ignore_errors=True)
             for k,v in before.items(): os.environ.pop(k) if v is None else os.environ.update({k:v})
     agents.check_end()
