@@ -62,6 +62,7 @@ def said(f):
 
 def main():
     ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, object_store_memory=100*2**20, _node_ip_address='127.0.0.1', _temp_dir=str(folder/'ray'), address='local', log_to_driver=False)
+    if 'times' in sys.argv: return times()
     for method, count in (('grid', None), ('random', 5)):
         a, b = sweep('local', method=method), sweep('tune', method=method)
         a.run(trivial, workers=2, count=count)
