@@ -590,12 +590,17 @@ def run(self:Sweep,
 ) -> Sweep: # itself
     "Run trials on worker processes until `count` are finished or the sweep is over; Ctrl-C ends it cleanly and it can be resumed."
     from mlstack.sweeps.agents import program_of, run_trials
+    train = program_of(self) if train is None else train
+    if on not in ('local','slurm','ray'): raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local', 'slurm' or 'ray'")
+    if asked and on!='slurm': raise SweepError(f'{next(iter(asked))}= is not known here', 'Sweep.run', "it is of a cluster: on='slurm'")
     if on=='slurm':
         from mlstack.sweeps.slurm_agents import run_on_slurm
-        return run_on_slurm(self, program_of(self) if train is None else train, workers, count, progress, gpus, cpus, mem, threads=threads, address=address, token=token, **asked)
-    if asked: raise SweepError(f'{next(iter(asked))}= is not known on this machine', 'Sweep.run', "it is of a cluster: on='slurm'")
-    if on!='local': raise SweepError(f'on={on!r} is not available', 'Sweep.run', "use on='local' or 'slurm'")
-    return run_trials(self, program_of(self) if train is None else train, workers, count, progress, threads, dict(gpus=gpus, cpus=cpus, mem=mem), address, token)
+        return run_on_slurm(self, train, workers, count, progress, gpus, cpus, mem, threads=threads, address=address, token=token, **asked)
+    if on=='ray':
+        from mlstack.sweeps.ray_trials import run_on_ray
+        if given := next((k for k,v in dict(threads=threads, address=address, token=token).items() if v is not None), None): raise SweepError(f'{given}= is not known on Ray', 'Sweep.run', 'leave it out')
+        return run_on_ray(self, train, workers, count, progress, gpus, cpus, mem)
+    return run_trials(self, train, workers, count, progress, threads, dict(gpus=gpus, cpus=cpus, mem=mem), address, token)
 
 @patch
 def importance(self:Sweep):
