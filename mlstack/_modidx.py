@@ -3757,6 +3757,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlstack.sweeps.agents.Agents.given': ( 'sweeps/agents.html#agents.given',
                                                                                'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.Agents.loop': ('sweeps/agents.html#agents.loop', 'mlstack/sweeps/agents.py'),
+                                       'mlstack.sweeps.agents.Agents.lost': ('sweeps/agents.html#agents.lost', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.Agents.more': ('sweeps/agents.html#agents.more', 'mlstack/sweeps/agents.py'),
                                        'mlstack.sweeps.agents.Agents.on_ask': ( 'sweeps/agents.html#agents.on_ask',
                                                                                 'mlstack/sweeps/agents.py'),

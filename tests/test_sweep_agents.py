@@ -376,6 +376,23 @@ def test_count_is_for_all_agents_of_a_run(tmp_path):
     thread.join(300)
 
 
+def test_a_lost_trial_does_not_use_up_the_count(tmp_path):
+    "Its worker is killed when all that were asked for have been given out; an old one that was lost is counted as any other."
+    def train(config):
+        from mlstack.core import context
+        if context().attempt==0: os.kill(os.getpid(), signal.SIGKILL)
+        return config['lr']
+    s = Sweep(GOOD, runs_dir=tmp_path).run(train, workers=2, count=2, progress=False)
+    assert [(t.state,t.attempt) for t in s.trials]==[('DONE',1)]*2
+    s.lost(s.ask())
+    s.run(train, workers=1, count=2, progress=False)
+    assert [(t.state,t.attempt) for t in s.trials]==[('DONE',1)]*4
+    s.close()
+    from mlstack.sweeps.agents import agent
+    had = agent(s.id, train, count=1, progress=False, runs_dir=tmp_path)
+    assert [t.state for t in had]==['DONE'] and sum(t.state=='DONE' for t in Sweep(resume=s.id, runs_dir=tmp_path).trials)==5
+
+
 def test_pause_resume_and_cancel_from_another_process(tmp_path):
     s = Sweep(GOOD, runs_dir=tmp_path/'runs')
     log = []

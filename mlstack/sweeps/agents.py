@@ -78,6 +78,7 @@ class Agents:
     def __init__(self, sweep, train, pool, workers, count, show):
         self.sweep,self.train,self.pool,self.workers,self.count,self.show = sweep,train,pool,workers,count,show
         self.tasks,self.running,self.mine,self.outcomes,self.error = {},{},set(),[],None # error: the last
+        for t in sweep.trials: t.ours = False # those of earlier calls count as new
         self.tell_others = lambda: None # that something has changed here
         self.local,self.woken,self.others = isinstance(sweep,Sweep),threading.Event(),lambda: () # others: trials that other agents have
 
@@ -107,9 +108,13 @@ class Agents:
 
     def more(self):
         "With no trial under way here: whether there may be one later."
-        if not self.wants(): return bool(self.local and self.others())
+        if not self.wants(): return bool(self.local and (self.others() or self.lost()))
         if self.local: return self.sweep.held=='paused' or bool(self.others())
         return not self.sweep.over
+
+    def lost(self):
+        "Whether a trial of this call is to run again."
+        return self.sweep.held!='stopped' and not self.sweep.cancelled and any(t.ours and t.state=='LOST' for t in self.sweep.trials)
 
     def submit(self, t):
         args,ctx = for_worker(self.sweep, t)
@@ -159,6 +164,7 @@ class Agents:
         del self.tasks[e.task.id], self.running[e.task.id]
         if getattr(t,'taken',False): return # another agent has it now
         tell()
+        if t.state=='LOST' and not self.local: self.mine.discard(t.number) # whoever asks next has it
         if t.state in ended:
             self.outcomes.append(t)
             self.show.finished(t)

@@ -116,7 +116,7 @@ class Trial:
         self.reports,self.attempt,self.losses,self.fresh = [],0,0,False # fresh: runs again and has not reported yet
         self.pausing,self.held,self.promoted = False,False,[] # is to wait once it has saved; waits for a place, not for the others; where it was promoted
         self.by,self.told,self.point = None,0,number # the process that has it, if another; reports in this attempt; its number in the search
-        self.infeasible = False # there was not enough memory for it
+        self.infeasible,self.ours = False,False # there was not enough memory for it; given out since this `run` began
         self.began,self.seen,self.spent = time,time,0. # this attempt; the last word of it; seconds of those before
     @property
     def seconds(self): return self.spent+self.seen-self.began
@@ -250,13 +250,14 @@ _max_losses = 3
 @locked
 def ask(self:Sweep,
     by=None, # which process will have it, if not this one
-    new=True # False: only one that goes on after it has waited for others
+    new=True # False: only one that was given out here and goes on: it was lost, or has waited for others
 ) -> Trial: # None when there is none, now or any more
     "The next trial to run."
     if self.held: return None
     by = dict(by=by) if by else {}
     free = [t for t in self.trials if (t.state=='LOST' or t.held) and not self._reserved(t)]
-    if new and (lost := next((t for t in free if not self._waits_after_all(t)), None)):
+    if lost := next((t for t in free if (new or t.ours) and not self._waits_after_all(t)), None):
+        lost.ours = True
         self._record('requeue', n=lost.number, attempt=lost.attempt+1, **by)
         return lost
     if self.rule and self.rule.pauses and not self.enough and (waiting := self.rule.promote()) is not None: return self._promote(waiting, by)
@@ -266,6 +267,7 @@ def ask(self:Sweep,
     if point is None: return self._end('every point was tried', by)
     self._asked = len(self.search.points)-1
     self._record('ask', n=len(self.trials), id=new_id(), config=self.spec.config(point), **by)
+    self.trials[-1].ours = True
     return self.trials[-1]
 
 @patch
