@@ -525,6 +525,22 @@ parameters:
     again.close()
 
 
+def test_an_edit_of_constraints_and_of_what_is_conditional(tmp_path):
+    spec = dict(method='random', metric=dict(name='loss'), parameters=dict(opt=dict(values=['sgd','adam']), m=dict(min=0., max=1., condition=dict(opt='sgd')), w=dict(values=[1,2,4]), d=dict(values=[1,2,4])))
+    s = Sweep(spec, runs_dir=tmp_path/'runs')
+    for _ in range(12): s.tell(s.ask(), 1.)
+    assert {t['opt'] for t in s.trials}=={'sgd','adam'} and {t['w']*t['d']<=4 for t in s.trials}=={True,False}
+    s.edit(spec|dict(constraints=['w * d <= 4']))
+    assert [t.point is not None for t in s.trials]==[t['w']*t['d']<=4 for t in s.trials]
+    for _ in range(12): s.tell(t := s.ask(), 1.); assert t['w']*t['d']<=4
+    s.close()
+    again = Sweep(resume=s.id, runs_dir=tmp_path/'runs')
+    assert [(t.config,t.point) for t in again.trials]==[(t.config,t.point) for t in s.trials]
+    several = {k:v for k,v in spec.items() if k!='metric'}|dict(metrics=[dict(name='loss'),dict(name='size')])
+    with pytest.raises(SweepError, match='the metric differs'): again.edit(several)
+    again.close()
+
+
 def test_a_trial_is_trained_further_from_its_checkpoint(tmp_path):
     def train(config):
         import mlstack.tracking as track

@@ -66,7 +66,8 @@ def fits(spec:Spec, config) -> bool:
     "Whether a configuration is a point of this space."
     try: point = spec.flat(config)
     except (KeyError,TypeError,ValueError): return False
-    return all(path in point and _in_domain(p, point[path]) for path,p in spec.parameters.items())
+    inside = all(_in_domain(p, point[path]) if path in point else path not in spec.active(point|{path:None}) for path,p in spec.parameters.items())
+    return inside and not spec.broken(point)
 
 def _in_domain(p, v):
     if (values := choices(p)) is not None: return key_of(v) in {key_of(o) for o in values}
@@ -82,6 +83,8 @@ def _in_domain(p, v):
 def changes(old:Spec, new:Spec) -> list: # of text
     "What differs between two spaces, for people."
     found = [f'{k}: {getattr(old,k)} → {getattr(new,k)}' for k in ('method','run_cap','early_terminate') if key_of(old.raw.get(k))!=key_of(new.raw.get(k))]
+    rules = [[o.text for o in s.constraints] for s in (old,new)]
+    if rules[0]!=rules[1]: found.append('constraints: '+' → '.join(', '.join(o) or 'none' for o in rules))
     text = lambda p: ', '.join(f'{k} {v}' for k,v in p.items() if k!='distribution')
     for path in dict.fromkeys([*old.parameters,*new.parameters]):
         a,b = old.parameters.get(path),new.parameters.get(path)
@@ -91,10 +94,10 @@ def changes(old:Spec, new:Spec) -> list: # of text
 @patch
 @locked
 def edit(self:Sweep, spec):
-    "Go on with another space, method, `run_cap` or stopping rule; the metric stays."
+    "Go on with another space, method, constraints, `run_cap` or stopping rule; the metric stays."
     new = read_spec(spec)
-    if key_of(new.raw.get('metric'))!=key_of(self.spec.raw.get('metric')):
-        raise SweepError('the metric differs, and values of the two cannot be compared', new.at('metric'), 'continue with the old metric, or start a new sweep with resume=False')
+    if differs := next((k for k in ('metric','metrics') if key_of(new.raw.get(k))!=key_of(self.spec.raw.get(k))), None):
+        raise SweepError('the metric differs, and values of the two cannot be compared', new.at(differs), 'continue with the old metric, or start a new sweep with resume=False')
     if not (what := changes(self.spec, new)): return
     self._record('edit', spec=new.raw, source=new.source, sync=True)
     stay = sum(t.point is not None for t in self.trials)
@@ -105,7 +108,7 @@ def _on_edit(self:Sweep, r):
     before,self.spec = self.spec,read_spec(r['spec'])
     self.spec.source = r['source']
     if self.held!='stopped': self.over = None
-    if all(key_of(before.raw.get(k))==key_of(self.spec.raw.get(k)) for k in ('method','parameters','early_terminate')): return
+    if all(key_of(before.raw.get(k))==key_of(self.spec.raw.get(k)) for k in ('method','parameters','early_terminate','constraints')): return
     self.search,self.rule = make_search(self.spec, self.seed, **self.how),make_rule(self.spec)
     for t in self.trials:
         t.point = self.search.add(self.spec.flat(t.config)) if fits(self.spec, t.config) else None
